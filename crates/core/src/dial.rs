@@ -1,0 +1,107 @@
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Front, Identity, Journal, Target};
+
+/// The flows of one user socket: udp dials of the same association leave from one socket at the far end, so that
+/// peers see one source port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Association(u64);
+
+impl Association {
+    /// A number no other association of this process has.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "two associations are never equal, so none is a default")]
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The number, for the wire.
+    #[must_use]
+    pub const fn id(self) -> u64 {
+        self.0
+    }
+}
+
+/// What travels between user and target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Network {
+    /// A stream of bytes.
+    Tcp,
+    /// Datagrams to one destination of an association; on the stream, each behind a `u16` length
+    /// ([`Datagrams`](crate::Datagrams)).
+    Udp(Association),
+}
+
+impl Network {
+    /// `tcp` or `udp`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp(_) => "udp",
+        }
+    }
+
+    /// Whether this is [`Network::Udp`].
+    #[must_use]
+    pub const fn is_udp(self) -> bool {
+        matches!(self, Self::Udp(_))
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One wish of a user: a stream to a target.
+///
+/// The request type of every policy layer and of the terminal service. Cloning shares the [`Journal`]: a second
+/// try is still the same dial.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    /// Stream or datagrams.
+    pub network: Network,
+    /// Where to.
+    pub target: Target,
+    /// The socket address of the user.
+    pub source: SocketAddr,
+    /// The front that asks.
+    pub front: Front,
+    /// For whom; set by whoever verified the login.
+    pub identity: Identity,
+    /// What becomes known about the dial on its way.
+    pub journal: Journal,
+    /// Whatever layers of your own want to tell each other.
+    pub extensions: http::Extensions,
+}
+
+impl Dial {
+    /// A dial for a stream of bytes, for nobody in particular.
+    #[must_use]
+    pub fn tcp(target: Target, source: SocketAddr, front: Front) -> Self {
+        Self::new(Network::Tcp, target, source, front)
+    }
+
+    /// A dial for datagrams to one destination of `association`, for nobody in particular.
+    #[must_use]
+    pub fn udp(association: Association, target: Target, source: SocketAddr, front: Front) -> Self {
+        Self::new(Network::Udp(association), target, source, front)
+    }
+
+    fn new(network: Network, target: Target, source: SocketAddr, front: Front) -> Self {
+        Self {
+            network,
+            target,
+            source,
+            front,
+            identity: Identity::ANONYMOUS,
+            journal: Journal::new(),
+            extensions: http::Extensions::new(),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+use std::fmt;
+use std::sync::Arc;
+
+/// The group of accounts and clients that name none.
+pub const DEFAULT_GROUP: &str = "default";
+
+/// A user as an account store knows them: a name and the groups whose networks they may reach.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Account {
+    user: Arc<str>,
+    groups: Box<[Arc<str>]>,
+    key: Arc<str>,
+}
+
+impl Account {
+    /// An account of `user`, who belongs to `groups`; the first is the one they reach where nothing else decides.
+    /// Without groups they belong to [`DEFAULT_GROUP`].
+    pub fn new<G: Into<Arc<str>>>(user: impl Into<Arc<str>>, groups: impl IntoIterator<Item = G>) -> Self {
+        let user = user.into();
+        let mut groups: Box<[Arc<str>]> = groups.into_iter().map(Into::into).collect();
+        if groups.is_empty() {
+            groups = Box::new([DEFAULT_GROUP.into()]);
+        }
+        // A line feed can stand in neither a user's nor a group's name, so two accounts never share a key.
+        let key = format!("{user}\n{}", groups[0]).into();
+        Self { user, groups, key }
+    }
+}
+
+/// Who a dial is for: an account, or nobody in particular.
+///
+/// Cheap to clone (one reference count). Two fronts that know the same name in the same group mean the same
+/// identity, and limits keyed by [`key`](Self::key) hold for both together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity(Option<Arc<Account>>);
+
+impl Identity {
+    /// The identity of users who were not asked: no name, and the group [`DEFAULT_GROUP`].
+    pub const ANONYMOUS: Self = Self(None);
+
+    /// The user's name, if they were asked for it.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.0.as_deref().map(|account| &*account.user)
+    }
+
+    /// The group whose clients serve this user where no route says otherwise.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        self.0.as_deref().map_or(DEFAULT_GROUP, |account| &account.groups[0])
+    }
+
+    /// Every group the user holds, the first one first.
+    pub fn groups(&self) -> impl Iterator<Item = &str> + Clone {
+        let groups = self.0.as_deref().map_or(&[][..], |account| &account.groups);
+        groups.iter().map(|group| &**group).chain(self.0.is_none().then_some(DEFAULT_GROUP))
+    }
+
+    /// Whether the user holds this group.
+    #[must_use]
+    pub fn has_group(&self, group: &str) -> bool {
+        self.groups().any(|held| held == group)
+    }
+
+    /// A key for maps of per-user state; the empty string for [`ANONYMOUS`](Self::ANONYMOUS).
+    #[must_use]
+    pub fn key(&self) -> Arc<str> {
+        self.0.as_deref().map_or_else(|| Arc::from(""), |account| account.key.clone())
+    }
+}
+
+impl From<Account> for Identity {
+    fn from(account: Account) -> Self {
+        Self(Some(Arc::new(account)))
+    }
+}
+
+impl From<Arc<Account>> for Identity {
+    fn from(account: Arc<Account>) -> Self {
+        Self(Some(account))
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.user().unwrap_or("-"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anonymous_users_belong_to_the_default_group() {
+        assert_eq!(Identity::ANONYMOUS.group(), DEFAULT_GROUP);
+        assert!(Identity::ANONYMOUS.has_group(DEFAULT_GROUP));
+        assert_eq!(Identity::ANONYMOUS.groups().count(), 1);
+    }
+
+    #[test]
+    fn the_same_name_and_group_is_one_identity() {
+        let one = Identity::from(Account::new("alice", ["blue"]));
+        let other = Identity::from(Account::new("alice", ["blue", "green"]));
+        assert_eq!(one.key(), other.key());
+        assert_ne!(one.key(), Identity::from(Account::new("alice", ["green"])).key());
+    }
+}

@@ -1,0 +1,68 @@
+//! The vocabulary of AnyProxy.
+//!
+//! A gateway is a tower stack. A *front* (HTTP proxy, SOCKS5, …) turns what a user says into a [`Login`] and then
+//! into a [`Dial`]; *layers* decide about them; the *terminal service* opens one stream to the target. This crate
+//! holds the words these parts share, and nothing that decides anything:
+//!
+//! - [`Login`] → a dial service: `Service<Login, Response = impl DialService>`, in short a [`GatewayStack`];
+//! - [`Dial`] → a stream: `Service<Dial, Response = impl ByteStream>`, in short a [`DialService`];
+//! - [`Target`], [`Host`]: where to, names and addresses in one canonical form;
+//! - [`Identity`], [`Credentials`], [`Secret`]: who asks;
+//! - [`Outcome`]: what became of it, the last link of every error's `source()` chain;
+//! - [`Guarded`], [`Metered`]: the two wrappers a stream needs, since the response of a dial is *alive* and what it
+//!   holds must leave with its last byte;
+//! - [`Datagrams`]: a udp dial's packets on its stream;
+//! - [`Endpoints`]: the members of a group, as a balancer sees them;
+//! - [`Journal`]: what is learned about a dial on its way, for the one who writes the access line.
+//!
+//! The smallest dial service answers each dial with a pipe:
+//!
+//! ```
+//! use anyproxy_core::{Dial, DialService, Front, Target};
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), anyproxy_core::BoxError> {
+//! let echo = tower::service_fn(|_dial: Dial| async {
+//!     let (near, far) = tokio::io::duplex(64);
+//!     drop(far);
+//!     Ok::<_, std::io::Error>(tokio::io::BufReader::new(near))
+//! });
+//! let target = Target::parse("printer.lan:631")?;
+//! let _stream = echo.dial(Dial::tcp(target, "192.0.2.1:4000".parse()?, Front::HTTP)).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Streams
+//!
+//! Every stream, and every wrapper around one, keeps three promises: `shutdown` is a fin (the other direction goes
+//! on), dropping an unfinished stream is a reset, and a peer's reset reads as
+//! [`ConnectionReset`](std::io::ErrorKind::ConnectionReset), never as an end.
+
+mod credentials;
+mod datagrams;
+mod dial;
+mod endpoints;
+mod identity;
+mod journal;
+mod login;
+mod outcome;
+mod seam;
+mod service;
+mod stream;
+mod target;
+
+pub use credentials::{Credentials, Secret};
+pub use datagrams::{Datagrams, MAX_DATAGRAM};
+pub use dial::{Association, Dial, Network};
+pub use endpoints::{Endpoint, Endpoints, Load};
+pub use identity::{Account, DEFAULT_GROUP, Identity};
+pub use journal::{Journal, StreamRef};
+pub use login::{Front, Login};
+pub use outcome::Outcome;
+pub use seam::{BoxDial, BoxFuture, BoxGateway, BoxStream};
+pub use service::{DialService, GatewayStack, Verifier};
+pub use stream::{ByteStream, Ending, Guarded, Meter, Metered};
+pub use target::{Host, HostName, InvalidTarget, Target};
+
+/// An error whose type the parts of a stack need not know; its chain ends in an [`Outcome`] where one is meant.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,51 @@
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::Credentials;
+
+/// Which front a user came through: a label, closed enough for a metric, open to fronts written elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Front(&'static str);
+
+impl Front {
+    /// The HTTP proxy.
+    pub const HTTP: Self = Self("http");
+    /// The SOCKS5 proxy.
+    pub const SOCKS5: Self = Self("socks5");
+    /// TLS passed through by its server name.
+    pub const SNI: Self = Self("sni");
+    /// A fixed port that a client asked for.
+    pub const PORT: Self = Self("port");
+
+    /// A front of one's own. The name appears in logs and metrics, hence `'static`: their number is bounded.
+    #[must_use]
+    pub const fn new(name: &'static str) -> Self {
+        Self(name)
+    }
+
+    /// The name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.0
+    }
+}
+
+impl fmt::Display for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// The question a front asks first: may this user dial at all, and as whom?
+///
+/// Answered by a dial service that is bound to an [`Identity`](crate::Identity), so that no front can dial for a
+/// user it has not asked about.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// What the user presented; `None` where the protocol carried nothing.
+    pub credentials: Option<Credentials>,
+    /// The socket address the user connects from. Never what a header claims.
+    pub source: SocketAddr,
+    /// The front that asks.
+    pub front: Front,
+}
