@@ -1,0 +1,197 @@
+use std::net::{IpAddr, SocketAddr};
+
+use crate::{
+    FieldTooLong, MAX_ERROR_TEXT, MAX_FRONT, MAX_GROUP, MAX_GROUPS, MAX_HOST, MAX_TRACEPARENT, MAX_USER,
+};
+
+/// The gateway's wish for a stream: where to, for whom, by when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// A connection or datagrams.
+    pub network: Network,
+    /// The host of the target.
+    pub host: HostRef,
+    /// The port of the target.
+    pub port: u16,
+    /// Who asks, as the gateway knows them, for the client's log; empty for nobody in particular.
+    /// At most [`MAX_USER`] bytes.
+    pub user: String,
+    /// The groups of that user; at most [`MAX_GROUPS`] of [`MAX_GROUP`] bytes each.
+    pub groups: Vec<String>,
+    /// The front the user came in by, for the client's log; at most [`MAX_FRONT`] bytes.
+    pub front: String,
+    /// The version of the gateway's rules that judged this open; 0 for no rules. A client that lacks that version
+    /// refuses.
+    pub rules: u32,
+    /// The W3C trace context that the stream continues; at most [`MAX_TRACEPARENT`] bytes.
+    pub traceparent: Option<String>,
+    /// How long the gateway waits for the answer, in milliseconds; 0 for as long as the client likes.
+    pub deadline_ms: u32,
+    /// Bytes the client may send on this stream before it hears of more; `None`: what the gateway's hello says.
+    /// The multiplexer fills it in.
+    pub window: Option<u32>,
+}
+
+impl Open {
+    /// An open of a connection that says nothing but the target.
+    pub fn tcp(host: HostRef, port: u16) -> Self {
+        Self {
+            network: Network::Tcp,
+            host,
+            port,
+            user: String::new(),
+            groups: Vec::new(),
+            front: String::new(),
+            rules: 0,
+            traceparent: None,
+            deadline_ms: 0,
+            window: None,
+        }
+    }
+
+    /// The same for datagrams of an association.
+    pub fn udp(association: u64, host: HostRef, port: u16) -> Self {
+        Self { network: Network::Udp { association }, ..Self::tcp(host, port) }
+    }
+
+    /// Whether every field fits the wire.
+    ///
+    /// # Errors
+    /// The first field that does not.
+    pub fn check(&self) -> Result<(), FieldTooLong> {
+        if let HostRef::Name(name) = &self.host {
+            FieldTooLong::check("host", name.len(), MAX_HOST)?;
+        }
+        FieldTooLong::check("user", self.user.len(), MAX_USER)?;
+        FieldTooLong::check("groups", self.groups.len(), MAX_GROUPS)?;
+        for group in &self.groups {
+            FieldTooLong::check("group", group.len(), MAX_GROUP)?;
+        }
+        FieldTooLong::check("front", self.front.len(), MAX_FRONT)?;
+        FieldTooLong::check("traceparent", self.traceparent.as_ref().map_or(0, String::len), MAX_TRACEPARENT)
+    }
+}
+
+/// The network of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Network {
+    /// A TCP connection.
+    Tcp,
+    /// UDP datagrams with one target.
+    Udp {
+        /// The flows of one association share one socket at the client, so that targets see one source port.
+        association: u64,
+    },
+}
+
+/// The host of a target: a name travels as a name, and the client resolves it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostRef {
+    /// A name, as the gateway judged it; at most [`MAX_HOST`] bytes.
+    Name(String),
+    /// An address.
+    Ip(IpAddr),
+}
+
+/// The client reached the target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOk {
+    /// The address really dialled, if the client tells.
+    pub address: Option<SocketAddr>,
+    /// Bytes the gateway may send on this stream before it hears of more; `None`: what the client's hello says.
+    /// The multiplexer fills it in.
+    pub window: Option<u32>,
+}
+
+/// The client did not reach the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenErr {
+    /// The class of failure: the only thing a gateway acts on.
+    pub class: OpenErrClass,
+    /// Words for the gateway's log; at most [`MAX_ERROR_TEXT`] bytes. Untrusted: escape it before it is shown.
+    pub text: String,
+}
+
+impl OpenErr {
+    /// A failure with words for the log, cut at [`MAX_ERROR_TEXT`] bytes.
+    pub fn new(class: OpenErrClass, text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        text.truncate(text.floor_char_boundary(MAX_ERROR_TEXT));
+        Self { class, text }
+    }
+}
+
+/// Why a target was not reached. A class that is not known reads as [`Internal`](Self::Internal).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum OpenErrClass {
+    /// The client failed in some other way.
+    Internal = 0,
+    /// A rule at the client does not allow the target.
+    Denied = 1,
+    /// The name has no address.
+    Unresolved = 2,
+    /// There is no way to the target's network.
+    NetworkUnreachable = 3,
+    /// There is no way to the target's host.
+    HostUnreachable = 4,
+    /// The target refused the connection.
+    Refused = 5,
+    /// The target did not answer in time.
+    TimedOut = 6,
+    /// The client has as many streams, dials or bytes as it may; another client may have room.
+    Overloaded = 7,
+    /// The client does not have the rules that this open was judged by.
+    UnknownRules = 8,
+    /// The client went away before it looked at this open: it is safe to ask another client. A multiplexer makes
+    /// this up from a go-away; on the wire it means [`Internal`](Self::Internal).
+    Disowned = 9,
+}
+
+impl OpenErrClass {
+    /// The class on the wire.
+    pub const fn to_u8(self) -> u8 {
+        match self {
+            Self::Disowned => Self::Internal as u8,
+            class => class as u8,
+        }
+    }
+
+    /// The meaning of a class on the wire.
+    pub const fn from_u8(class: u8) -> Self {
+        match class {
+            1 => Self::Denied,
+            2 => Self::Unresolved,
+            3 => Self::NetworkUnreachable,
+            4 => Self::HostUnreachable,
+            5 => Self::Refused,
+            6 => Self::TimedOut,
+            7 => Self::Overloaded,
+            8 => Self::UnknownRules,
+            _ => Self::Internal,
+        }
+    }
+
+    /// A short name for logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Internal => "internal",
+            Self::Denied => "denied",
+            Self::Unresolved => "unresolved",
+            Self::NetworkUnreachable => "network_unreachable",
+            Self::HostUnreachable => "host_unreachable",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::Overloaded => "overloaded",
+            Self::UnknownRules => "unknown_rules",
+            Self::Disowned => "disowned",
+        }
+    }
+}
+
+impl std::fmt::Display for OpenErrClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

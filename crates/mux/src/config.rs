@@ -1,0 +1,103 @@
+use std::time::Duration;
+
+use anyproxy_frame::{MAX_PAYLOAD, MAX_WINDOW, MIN_WINDOW, START_WINDOW};
+
+/// What a multiplexer may spend and how patient it is.
+///
+/// Every limit that a peer can run into is here. Values outside their range are brought back into it when a
+/// multiplexer is built, so that later code cannot meet a bad one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Credit of a new stream in bytes, announced in the hello: 256 KiB. Smaller starts slowly on long lines,
+    /// larger lets many stopped readers hold much. From [`MIN_WINDOW`] to [`MAX_WINDOW`].
+    pub window: u32,
+    /// How far a stream's window may grow by measured bandwidth × delay: 16 MiB. At least `window`.
+    pub max_window: u32,
+    /// How many bytes all windows of the tunnel may grow beyond `window`, together: 64 MiB. 0 turns growing off.
+    pub growth: u64,
+    /// Bytes held for readers, in all, from which on windows shrink to [`MIN_WINDOW`]: 16 MiB. Nothing is lost by
+    /// it; streams that are read go on with less in flight.
+    pub held_bytes: u64,
+    /// Bytes held for readers, in all, beyond which the streams that hold most are reset: 64 MiB. Only what was
+    /// granted before windows shrank can lead there.
+    pub held_limit: u64,
+    /// Streams at once: 65,536. Beyond it an open fails, and a peer's open is answered with "overloaded".
+    pub max_streams: u32,
+    /// Opens without an answer at once: 1,024. Beyond it as above.
+    pub max_unanswered: u32,
+    /// Bytes a stream may send before it is another's turn: 16 KiB. A stream alone sends whole frames of 64 KiB.
+    pub quantum: u32,
+    /// Datagrams waiting on one stream: 256. The newest is dropped when they are more.
+    pub max_datagrams: u32,
+    /// Bytes of datagrams waiting on the tunnel: 16 MiB. The newest is dropped when they are more.
+    pub datagram_bytes: u64,
+    /// Bytes of control frames waiting, bookkeeping included: 4 MiB. A peer that asks and never reads the answers
+    /// ends the tunnel; from half of it on, own opens fail.
+    pub control_bytes: u64,
+    /// Empty data frames a peer may send in a tunnel's life: 100.
+    pub max_empty_data: u32,
+    /// Resets a peer may cause by its mistakes in a tunnel's life: 1,024.
+    pub max_caused_resets: u32,
+    /// Opens a peer may reset before anybody here has even seen them, at once: 20. Honest gateways never send what
+    /// they have cancelled.
+    pub max_unseen_resets: u32,
+    /// Opens a peer may reset before they are answered, per second, and eight seconds' worth at once: 500.
+    pub cancelled_opens_per_second: u32,
+    /// Frames a peer may send that mean nothing here (extensions, repeated fins and go-aways, pongs nobody asked
+    /// for), in a burst; one more is allowed each second: 100.
+    pub max_ignored: u32,
+    /// Pings a peer may send in a burst; one more is allowed each second: 20.
+    pub max_pings: u32,
+    /// Bytes of one version of a gateway's rules that a client takes: 8 MiB.
+    pub rules_bytes: u64,
+    /// How long the peer's hello may take: 10 s.
+    pub hello_timeout: Duration,
+    /// Time between pings: 20 s. Shorter finds dead peers sooner and costs wake-ups.
+    pub ping_interval: Duration,
+    /// How long a ping may stay without an answer before the peer is dead: 10 s.
+    pub ping_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            window: START_WINDOW,
+            max_window: 16 * 1024 * 1024,
+            growth: 64 * 1024 * 1024,
+            held_bytes: 16 * 1024 * 1024,
+            held_limit: 64 * 1024 * 1024,
+            max_streams: 65_536,
+            max_unanswered: 1_024,
+            quantum: 16 * 1024,
+            max_datagrams: 256,
+            datagram_bytes: 16 * 1024 * 1024,
+            control_bytes: 4 * 1024 * 1024,
+            max_empty_data: 100,
+            max_caused_resets: 1_024,
+            max_unseen_resets: 20,
+            cancelled_opens_per_second: 500,
+            max_ignored: 100,
+            max_pings: 20,
+            rules_bytes: 8 * 1024 * 1024,
+            hello_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(20),
+            ping_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Config {
+    /// The same, each value within its range.
+    pub(crate) fn in_range(mut self) -> Self {
+        self.window = self.window.clamp(MIN_WINDOW, MAX_WINDOW);
+        self.max_window = self.max_window.clamp(self.window, MAX_WINDOW);
+        self.held_limit = self.held_limit.max(self.held_bytes);
+        self.max_streams = self.max_streams.max(1);
+        self.max_unanswered = self.max_unanswered.max(1);
+        self.quantum = self.quantum.clamp(1024, MAX_PAYLOAD as u32);
+        self.max_datagrams = self.max_datagrams.max(1);
+        self.ping_interval = self.ping_interval.max(Duration::from_millis(1));
+        self.ping_timeout = self.ping_timeout.max(Duration::from_millis(1));
+        self
+    }
+}
