@@ -12,7 +12,7 @@
 //! - [`Guarded`], [`Metered`]: the two wrappers a stream needs, since the response of a dial is *alive* and what it
 //!   holds must leave with its last byte;
 //! - [`Datagrams`]: a udp dial's packets on its stream;
-//! - [`Endpoints`]: the members of a group, as a balancer sees them;
+//! - [`Endpoints`]: the members of a group, as a balancer sees them; [`Fault`]: what a failed dial says about one;
 //! - [`Journal`]: what is learned about a dial on its way, for the one who writes the access line.
 //!
 //! The smallest dial service answers each dial with a pipe:
@@ -42,6 +42,7 @@ mod credentials;
 mod datagrams;
 mod dial;
 mod endpoints;
+mod fault;
 mod identity;
 mod journal;
 mod login;
@@ -55,6 +56,7 @@ pub use credentials::{Credentials, Secret};
 pub use datagrams::{Datagrams, MAX_DATAGRAM};
 pub use dial::{Association, Dial, Network};
 pub use endpoints::{Endpoint, Endpoints, Load};
+pub use fault::Fault;
 pub use identity::{Account, DEFAULT_GROUP, Identity};
 pub use journal::{Journal, StreamRef};
 pub use login::{Front, Login};
