@@ -129,7 +129,10 @@ impl fmt::Display for DecodeError {
                 write!(f, "frame of kind {kind:#04x} ends within the head of a field")
             }
             Self::FieldTooLong { kind, tag, claimed, limit } => {
-                write!(f, "field {tag:#04x} in frame of kind {kind:#04x} claims {claimed} bytes, more than {limit}")
+                write!(
+                    f,
+                    "field {tag:#04x} in frame of kind {kind:#04x} claims {claimed} bytes, more than {limit}"
+                )
             }
             Self::FieldRepeated { kind, tag } => {
                 write!(f, "field {tag:#04x} repeated in frame of kind {kind:#04x}")

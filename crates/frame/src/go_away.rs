@@ -21,6 +21,11 @@ impl GoAway {
         reason.truncate(reason.floor_char_boundary(MAX_REASON));
         Self { code, last, reason }
     }
+
+    /// The reason as it is sent: cut, so that a peer never refuses it.
+    pub(crate) fn short_reason(&self) -> &str {
+        &self.reason[..self.reason.floor_char_boundary(MAX_REASON)]
+    }
 }
 
 /// Why a side goes away. A code that is not known reads as [`Internal`](Self::Internal).

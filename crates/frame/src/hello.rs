@@ -1,4 +1,17 @@
-use crate::{FieldTooLong, MAX_CLIENT_ID, MAX_PORTS, MAX_SOFTWARE};
+use crate::{
+    DecodeError, FieldTooLong, MAX_CLIENT_ID, MAX_PORTS, MAX_SOFTWARE,
+    kind::HELLO,
+    tlv::{Fields, Sink, require},
+};
+
+// Tags of a client's hello; a gateway's has the same but for the session in place of the name.
+const CLIENT_ID: u8 = 0x01;
+const INSTANCE: u8 = 0x02;
+const WINDOW: u8 = 0x03;
+const MAX_STREAMS: u8 = 0x04;
+const PORTS: u8 = 0x05;
+const SOFTWARE: u8 = 0x06;
+const SESSION: u8 = 0x07;
 
 /// The first frame of a client: who it is and what it can take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +53,49 @@ impl ClientHello {
         FieldTooLong::check("ports", self.ports.len(), MAX_PORTS)?;
         FieldTooLong::check("software", self.software.len(), MAX_SOFTWARE)
     }
+
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let (mut client_id, mut instance, mut window) = (None, None, None);
+        let (mut max_streams, mut ports, mut software) = (None, None, None);
+        for field in Fields::new(HELLO, payload) {
+            let field = field?;
+            match field.tag {
+                CLIENT_ID => field.fill(&mut client_id, field.text(MAX_CLIENT_ID)?)?,
+                INSTANCE => field.fill(&mut instance, u128::from_be_bytes(field.array()?))?,
+                WINDOW => field.fill(&mut window, field.window()?)?,
+                MAX_STREAMS => field.fill(&mut max_streams, u32::from_be_bytes(field.array()?))?,
+                PORTS => {
+                    let entries = field.entries(MAX_PORTS)?.iter();
+                    let requests: Option<Vec<_>> = entries.map(PortRequest::from_bytes).collect();
+                    field.fill(&mut ports, requests.ok_or_else(|| field.invalid())?)?;
+                }
+                SOFTWARE => field.fill(&mut software, field.words(MAX_SOFTWARE)?)?,
+                _ => {}
+            }
+        }
+        Ok(Self {
+            client_id: require(HELLO, CLIENT_ID, client_id)?,
+            instance: require(HELLO, INSTANCE, instance)?,
+            window: require(HELLO, WINDOW, window)?,
+            max_streams: max_streams.unwrap_or(u32::MAX),
+            ports: ports.unwrap_or_default(),
+            software: software.unwrap_or_default(),
+        })
+    }
+
+    pub(crate) fn fields(&self, out: &mut dyn Sink) {
+        // Not `text`, which leaves out what is empty: this field must be there.
+        let client_id = &self.client_id[..self.client_id.floor_char_boundary(MAX_CLIENT_ID)];
+        out.field(CLIENT_ID, client_id.as_bytes());
+        out.field(INSTANCE, &self.instance.to_be_bytes());
+        out.field(WINDOW, &self.window.to_be_bytes());
+        out.field(MAX_STREAMS, &self.max_streams.to_be_bytes());
+        let ports: Vec<_> = self.ports.iter().take(MAX_PORTS).map(|request| request.to_bytes()).collect();
+        if !ports.is_empty() {
+            out.field(PORTS, ports.as_flattened());
+        }
+        out.text(SOFTWARE, &self.software, MAX_SOFTWARE);
+    }
 }
 
 /// The first frame of a gateway, sent once the client's hello has been judged.
@@ -78,6 +134,44 @@ impl GatewayHello {
         FieldTooLong::check("ports", self.ports.len(), MAX_PORTS)?;
         FieldTooLong::check("software", self.software.len(), MAX_SOFTWARE)
     }
+
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let (mut session, mut window) = (None, None);
+        let (mut max_streams, mut ports, mut software) = (None, None, None);
+        for field in Fields::new(HELLO, payload) {
+            let field = field?;
+            match field.tag {
+                SESSION => field.fill(&mut session, u64::from_be_bytes(field.array()?))?,
+                WINDOW => field.fill(&mut window, field.window()?)?,
+                MAX_STREAMS => field.fill(&mut max_streams, u32::from_be_bytes(field.array()?))?,
+                PORTS => {
+                    let entries = field.entries(MAX_PORTS)?.iter();
+                    let verdicts: Option<Vec<_>> = entries.map(PortVerdict::from_bytes).collect();
+                    field.fill(&mut ports, verdicts.ok_or_else(|| field.invalid())?)?;
+                }
+                SOFTWARE => field.fill(&mut software, field.words(MAX_SOFTWARE)?)?,
+                _ => {}
+            }
+        }
+        Ok(Self {
+            session: require(HELLO, SESSION, session)?,
+            window: require(HELLO, WINDOW, window)?,
+            max_streams: max_streams.unwrap_or(u32::MAX),
+            ports: ports.unwrap_or_default(),
+            software: software.unwrap_or_default(),
+        })
+    }
+
+    pub(crate) fn fields(&self, out: &mut dyn Sink) {
+        out.field(SESSION, &self.session.to_be_bytes());
+        out.field(WINDOW, &self.window.to_be_bytes());
+        out.field(MAX_STREAMS, &self.max_streams.to_be_bytes());
+        let ports: Vec<_> = self.ports.iter().take(MAX_PORTS).map(|verdict| verdict.to_bytes()).collect();
+        if !ports.is_empty() {
+            out.field(PORTS, ports.as_flattened());
+        }
+        out.text(SOFTWARE, &self.software, MAX_SOFTWARE);
+    }
 }
 
 /// A port that a client asks its gateway to listen on.
@@ -89,6 +183,18 @@ pub struct PortRequest {
     pub transport: Transport,
 }
 
+impl PortRequest {
+    fn from_bytes(&[high, low, transport]: &[u8; 3]) -> Option<Self> {
+        let transport = Transport::from_u8(transport)?;
+        Some(Self { port: u16::from_be_bytes([high, low]), transport })
+    }
+
+    fn to_bytes(self) -> [u8; 3] {
+        let [high, low] = self.port.to_be_bytes();
+        [high, low, self.transport as u8]
+    }
+}
+
 /// What became of a requested port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PortVerdict {
@@ -96,6 +202,18 @@ pub struct PortVerdict {
     pub request: PortRequest,
     /// Its fate.
     pub status: PortStatus,
+}
+
+impl PortVerdict {
+    fn from_bytes(&[high, low, transport, status]: &[u8; 4]) -> Option<Self> {
+        let request = PortRequest::from_bytes(&[high, low, transport])?;
+        Some(Self { request, status: PortStatus::from_u8(status) })
+    }
+
+    fn to_bytes(self) -> [u8; 4] {
+        let [high, low, transport] = self.request.to_bytes();
+        [high, low, transport, self.status as u8]
+    }
 }
 
 /// The fate of a requested port. A value that is not known reads as [`Failed`](Self::Failed).
@@ -114,7 +232,7 @@ pub enum PortStatus {
 }
 
 impl PortStatus {
-    pub(crate) const fn from_u8(status: u8) -> Self {
+    const fn from_u8(status: u8) -> Self {
         match status {
             0 => Self::Open,
             1 => Self::Denied,
@@ -135,7 +253,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    pub(crate) const fn from_u8(transport: u8) -> Option<Self> {
+    const fn from_u8(transport: u8) -> Option<Self> {
         match transport {
             0 => Some(Self::Tcp),
             1 => Some(Self::Udp),

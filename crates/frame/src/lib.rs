@@ -34,11 +34,16 @@
 mod error;
 mod frame;
 mod go_away;
+mod header;
 mod hello;
 mod id;
+mod kind;
 mod limits;
 mod open;
+#[doc(hidden)]
+pub mod oracle;
 mod stream;
+mod tlv;
 
 pub use error::{DecodeError, FieldTooLong};
 pub use frame::{Frame, Frames, Rules, ToClient, ToGateway, Unknown};

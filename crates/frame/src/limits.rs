@@ -66,3 +66,7 @@ pub const MAX_REASON: usize = 256;
 
 /// The most bytes of rules in one frame.
 pub const MAX_RULES_CHUNK: usize = MAX_PAYLOAD - 5;
+
+/// Data of fewer bytes than this is expected to be copied by whoever queues it, and joined with its neighbours, so
+/// that a held byte costs about a byte.
+pub const COPIED_BELOW: usize = 4 * 1024;

@@ -1,8 +1,28 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
-    FieldTooLong, MAX_ERROR_TEXT, MAX_FRONT, MAX_GROUP, MAX_GROUPS, MAX_HOST, MAX_TRACEPARENT, MAX_USER,
+    DecodeError, FieldTooLong, MAX_ERROR_TEXT, MAX_FRONT, MAX_GROUP, MAX_GROUPS, MAX_HOST, MAX_TRACEPARENT,
+    MAX_USER, kind,
+    tlv::{Field, Fields, Sink, require},
 };
+
+// Tags of an open.
+const NETWORK: u8 = 0x01;
+const NAME: u8 = 0x02;
+const IP: u8 = 0x03;
+const PORT: u8 = 0x04;
+const USER: u8 = 0x05;
+const GROUP: u8 = 0x06;
+const FRONT: u8 = 0x07;
+const RULES: u8 = 0x08;
+const TRACEPARENT: u8 = 0x09;
+const DEADLINE: u8 = 0x0a;
+const WINDOW: u8 = 0x0b;
+
+// Tags of the answers, beside the window's.
+const ADDRESS: u8 = 0x01;
+const CLASS: u8 = 0x01;
+const TEXT: u8 = 0x02;
 
 /// The gateway's wish for a stream: where to, for whom, by when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +90,77 @@ impl Open {
         FieldTooLong::check("front", self.front.len(), MAX_FRONT)?;
         FieldTooLong::check("traceparent", self.traceparent.as_ref().map_or(0, String::len), MAX_TRACEPARENT)
     }
+
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let (mut network, mut host, mut port) = (None, None, None);
+        let (mut user, mut front, mut rules, mut traceparent) = (None, None, None, None);
+        let (mut deadline_ms, mut window) = (None, None);
+        let mut groups = Vec::new();
+        for field in Fields::new(kind::OPEN, payload) {
+            let field = field?;
+            match field.tag {
+                NETWORK => field.fill(&mut network, Network::from_field(&field)?)?,
+                NAME => field.fill(&mut host, HostRef::Name(field.text(MAX_HOST)?))?,
+                IP => field.fill(&mut host, HostRef::Ip(field.ip()?))?,
+                PORT => field.fill(&mut port, u16::from_be_bytes(field.array()?))?,
+                USER => field.fill(&mut user, field.text(MAX_USER)?)?,
+                GROUP if groups.len() == MAX_GROUPS => return Err(field.repeated()),
+                GROUP => groups.extend(Some(field.text(MAX_GROUP)?).filter(|group| !group.is_empty())),
+                FRONT => field.fill(&mut front, field.text(MAX_FRONT)?)?,
+                RULES => field.fill(&mut rules, u32::from_be_bytes(field.array()?))?,
+                TRACEPARENT => field.fill(&mut traceparent, field.text(MAX_TRACEPARENT)?)?,
+                DEADLINE => field.fill(&mut deadline_ms, u32::from_be_bytes(field.array()?))?,
+                WINDOW => field.fill(&mut window, field.window()?)?,
+                _ => {}
+            }
+        }
+        Ok(Self {
+            network: require(kind::OPEN, NETWORK, network)?,
+            host: require(kind::OPEN, NAME, host)?,
+            port: require(kind::OPEN, PORT, port)?,
+            user: user.unwrap_or_default(),
+            groups,
+            front: front.unwrap_or_default(),
+            rules: rules.unwrap_or_default(),
+            traceparent: traceparent.filter(|context| !context.is_empty()),
+            deadline_ms: deadline_ms.unwrap_or_default(),
+            window,
+        })
+    }
+
+    pub(crate) fn fields(&self, out: &mut dyn Sink) {
+        match self.network {
+            Network::Tcp => out.field(NETWORK, &[0]),
+            Network::Udp { association } => {
+                let mut value = [1; 9];
+                value[1..].copy_from_slice(&association.to_be_bytes());
+                out.field(NETWORK, &value);
+            }
+        }
+        match &self.host {
+            // Not `text`, which leaves out what is empty: this field must be there.
+            HostRef::Name(name) => out.field(NAME, &name.as_bytes()[..name.floor_char_boundary(MAX_HOST)]),
+            HostRef::Ip(ip) => out.ip(IP, *ip),
+        }
+        out.field(PORT, &self.port.to_be_bytes());
+        out.text(USER, &self.user, MAX_USER);
+        for group in self.groups.iter().take(MAX_GROUPS) {
+            out.text(GROUP, group, MAX_GROUP);
+        }
+        out.text(FRONT, &self.front, MAX_FRONT);
+        if self.rules != 0 {
+            out.field(RULES, &self.rules.to_be_bytes());
+        }
+        if let Some(traceparent) = &self.traceparent {
+            out.text(TRACEPARENT, traceparent, MAX_TRACEPARENT);
+        }
+        if self.deadline_ms != 0 {
+            out.field(DEADLINE, &self.deadline_ms.to_be_bytes());
+        }
+        if let Some(window) = self.window {
+            out.field(WINDOW, &window.to_be_bytes());
+        }
+    }
 }
 
 /// The network of a target.
@@ -82,6 +173,19 @@ pub enum Network {
         /// The flows of one association share one socket at the client, so that targets see one source port.
         association: u64,
     },
+}
+
+impl Network {
+    fn from_field(field: &Field<'_>) -> Result<Self, DecodeError> {
+        match *field.bytes(9)? {
+            [0] => Ok(Self::Tcp),
+            [1, ref association @ ..] => match association.try_into() {
+                Ok(association) => Ok(Self::Udp { association: u64::from_be_bytes(association) }),
+                Err(_) => Err(field.invalid()),
+            },
+            _ => Err(field.invalid()),
+        }
+    }
 }
 
 /// The host of a target: a name travels as a name, and the client resolves it.
@@ -103,6 +207,30 @@ pub struct OpenOk {
     pub window: Option<u32>,
 }
 
+impl OpenOk {
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let mut ok = Self::default();
+        for field in Fields::new(kind::OPEN_OK, payload) {
+            let field = field?;
+            match field.tag {
+                ADDRESS => field.fill(&mut ok.address, field.socket_address()?)?,
+                WINDOW => field.fill(&mut ok.window, field.window()?)?,
+                _ => {}
+            }
+        }
+        Ok(ok)
+    }
+
+    pub(crate) fn fields(&self, out: &mut dyn Sink) {
+        if let Some(address) = self.address {
+            out.socket_address(ADDRESS, address);
+        }
+        if let Some(window) = self.window {
+            out.field(WINDOW, &window.to_be_bytes());
+        }
+    }
+}
+
 /// The client did not reach the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenErr {
@@ -118,6 +246,24 @@ impl OpenErr {
         let mut text = text.into();
         text.truncate(text.floor_char_boundary(MAX_ERROR_TEXT));
         Self { class, text }
+    }
+
+    pub(crate) fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let (mut class, mut text) = (None, None);
+        for field in Fields::new(kind::OPEN_ERR, payload) {
+            let field = field?;
+            match field.tag {
+                CLASS => field.fill(&mut class, OpenErrClass::from_u8(u8::from_be_bytes(field.array()?)))?,
+                TEXT => field.fill(&mut text, field.words(MAX_ERROR_TEXT)?)?,
+                _ => {}
+            }
+        }
+        Ok(Self::new(require(kind::OPEN_ERR, CLASS, class)?, text.unwrap_or_default()))
+    }
+
+    pub(crate) fn fields(&self, out: &mut dyn Sink) {
+        out.field(CLASS, &[self.class.to_u8()]);
+        out.text(TEXT, &self.text, MAX_ERROR_TEXT);
     }
 }
 
