@@ -1,0 +1,193 @@
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use anyproxy_core::{BoxError, Dial, Metered, Outcome};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+use tracing::Span;
+
+use crate::AccessLine;
+
+/// Puts a span around every dial and writes an access line when its stream ends, or was refused.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TraceLayer(());
+
+impl TraceLayer {
+    /// There is nothing to set: which lines are written is the subscriber's business.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(())
+    }
+}
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+
+    fn layer(&self, inner: S) -> Trace<S> {
+        Trace { inner }
+    }
+}
+
+/// The service of [`TraceLayer`].
+#[derive(Clone, Copy, Debug)]
+pub struct Trace<S> {
+    inner: S,
+}
+
+impl<S> Service<Dial> for Trace<S>
+where
+    S: Service<Dial>,
+    S::Error: Into<BoxError>,
+{
+    type Response = Metered<S::Response, AccessLine>;
+    type Error = BoxError;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, dial: Dial) -> Self::Future {
+        let span = tracing::debug_span!(
+            "dial",
+            front = dial.front.as_str(),
+            user = dial.identity.user(),
+            network = dial.network.as_str(),
+            target = %dial.target,
+        );
+        let line = Some(AccessLine::new(&dial));
+        let inner = span.in_scope(|| self.inner.call(dial));
+        ResponseFuture { inner, span, line }
+    }
+}
+
+pin_project! {
+    /// Response future of [`Trace`]. Dropped before it is ready, it writes no line: nothing was decided.
+    #[derive(Debug)]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        inner: F,
+        span: Span,
+        line: Option<AccessLine>,
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<Metered<R, AccessLine>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = {
+            let _entered = this.span.enter();
+            ready!(this.inner.poll(cx))
+        };
+        let line = this.line.take().expect("a future is not polled after it was ready");
+        Poll::Ready(match answer {
+            Ok(stream) => Ok(Metered::new(stream, line)),
+            Err(error) => {
+                let error = error.into();
+                line.refused(Outcome::of(&*error));
+                Err(error)
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use anyproxy_core::{DialService as _, Front, Target};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex};
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(buf);
+            Ok(buf.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Lines {
+        type Writer = Self;
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    impl Lines {
+        fn listen(&self) -> tracing::subscriber::DefaultGuard {
+            tracing::subscriber::set_default(
+                tracing_subscriber::fmt().json().flatten_event(true).with_writer(self.clone()).finish(),
+            )
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    fn dial() -> Dial {
+        Dial::tcp(Target::parse("printer.lan:631").unwrap(), "192.0.2.1:4000".parse().unwrap(), Front::HTTP)
+    }
+
+    #[tokio::test]
+    async fn one_line_when_the_stream_ends() {
+        let lines = Lines::default();
+        let _listening = lines.listen();
+        let (near, mut far) = duplex(64);
+        let near = Mutex::new(Some(near));
+        let near = Arc::new(near);
+        let dials = TraceLayer::new().layer(tower::service_fn(move |_: Dial| {
+            let near = near.lock().unwrap().take();
+            async { Ok::<_, io::Error>(BufReader::new(near.unwrap())) }
+        }));
+        let mut stream = dials.dial(dial()).await.unwrap();
+        stream.write_all(b"up").await.unwrap();
+        far.write_all(b"down!").await.unwrap();
+        drop(far);
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        assert_eq!(lines.text(), "", "the stream still lives");
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        let line = lines.text();
+        for part in [
+            r#""target":"printer.lan:631""#,
+            r#""bytes_up":2"#,
+            r#""bytes_down":5"#,
+            r#""outcome":"ok""#,
+            r#""end":"whole""#,
+            r#""source":"192.0.2.1:4000""#,
+        ] {
+            assert!(line.contains(part), "{part} not in {line}");
+        }
+        assert_eq!(line.lines().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_with_its_outcome() {
+        let lines = Lines::default();
+        let _listening = lines.listen();
+        let dials = TraceLayer::new().layer(tower::service_fn(|_: Dial| async {
+            Err::<BufReader<DuplexStream>, _>(io::Error::other(Outcome::Denied))
+        }));
+        let error = dials.dial(dial()).await.unwrap_err();
+        assert_eq!(Outcome::of(&*error), Outcome::Denied);
+        assert!(lines.text().contains(r#""outcome":"denied""#), "{}", lines.text());
+    }
+}
