@@ -1,0 +1,510 @@
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::sync::LazyLock;
+use std::task::Poll;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+use crate::{Connection as _, Throttle, Tls, UserStream};
+
+/// How long a user may take for a handshake, all phases together, unless it is set.
+pub const DEFAULT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections the kernel completes ahead of us. A burst beyond it is retried by the users' kernels, a second later.
+const BACKLOG: i32 = 1024;
+
+/// The first and the longest pause after an accept that failed. The longest is also how late the listener may
+/// notice that there are descriptors again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// Failures in a row that are blamed on the connection and cost no pause. Beyond it they are the machine's.
+const PATIENCE: u32 = 16;
+
+/// A dead user is found after about two minutes of silence, whatever the idle timeout is.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
+
+/// Sockets that users connect to, and how they are received: TLS or not, the handshake's deadline, the most
+/// connections at once.
+///
+/// [`serve`](Self::serve) is the accept loop. It owns the tasks of its connections.
+pub struct Listener {
+    sockets: Vec<TcpListener>,
+    tls: Option<Tls>,
+    handshake_timeout: Duration,
+    max_connections: usize,
+}
+
+impl Listener {
+    /// Binds each of `addresses`; port 0 takes a free one.
+    ///
+    /// Must be called within a tokio runtime with IO.
+    ///
+    /// # Errors
+    ///
+    /// What the system says to any of them, and [`InvalidInput`](io::ErrorKind::InvalidInput) for none.
+    pub fn bind(addresses: &[SocketAddr]) -> io::Result<Self> {
+        if addresses.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
+        }
+        Self::new(addresses.iter().map(|address| bind(*address, true)).collect::<io::Result<_>>()?)
+    }
+
+    /// Binds `port` on all addresses of the machine, IPv4 and IPv6, with one socket: what `":8080"` means. Where
+    /// IPv6 is switched off, all IPv4 addresses.
+    ///
+    /// Must be called within a tokio runtime with IO.
+    ///
+    /// # Errors
+    ///
+    /// What the system says, such as [`AddrInUse`](io::ErrorKind::AddrInUse).
+    pub fn bind_any(port: u16) -> io::Result<Self> {
+        let socket = match bind((Ipv6Addr::UNSPECIFIED, port).into(), false) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                debug!(%error, "no IPv6, listening on IPv4 alone");
+                bind((Ipv4Addr::UNSPECIFIED, port).into(), false)
+            }
+            bound => bound,
+        };
+        Self::new(vec![socket?])
+    }
+
+    fn new(sockets: Vec<StdListener>) -> io::Result<Self> {
+        Ok(Self {
+            sockets: sockets.into_iter().map(TcpListener::from_std).collect::<io::Result<_>>()?,
+            tls: None,
+            handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
+            max_connections: usize::MAX,
+        })
+    }
+
+    /// Speaks TLS with every user. Keep a clone of `tls` to put new certificates in place.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// How long a user may take for the TLS handshake [10 s]; then the connection is closed. What comes behind it
+    /// is the front's to limit.
+    #[must_use]
+    pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// The most connections at once [unlimited]. One more is accepted and reset at once: its user learns it now,
+    /// and may try elsewhere, instead of waiting in the backlog for somebody to leave.
+    #[must_use]
+    pub const fn with_max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = connections;
+        self
+    }
+
+    /// The addresses really bound.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; never seen on a bound socket.
+    pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        self.sockets.iter().map(TcpListener::local_addr).collect()
+    }
+
+    /// The first of the addresses really bound.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; never seen on a bound socket.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.sockets[0].local_addr()
+    }
+
+    /// Accepts users until `stop`, running `front` for each in a task of its own, then closes the sockets at once
+    /// and waits for the living. Returns when the last one is gone.
+    ///
+    /// A connection that panics ends alone. Without descriptors or memory the loop pauses, 100 ms at first and
+    /// never more than a second, and goes on. TLS handshakes run in the connection's task, so that nobody waits for
+    /// somebody else's.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the sockets and aborts every connection: that is how a caller bounds the wait
+    /// after `stop`, with a time-out around it.
+    pub async fn serve<F, Fut>(self, stop: CancellationToken, front: F)
+    where
+        F: Fn(UserStream, SocketAddr) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        static FULL: LazyLock<Throttle> = LazyLock::new(|| Throttle::new(Duration::from_secs(60)));
+
+        let mut connections = JoinSet::new();
+        let mut failures = Failures::default();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                    report(ended);
+                    continue;
+                }
+                accepted = self.accept(&failures) => accepted,
+            };
+            let (mut tcp, source) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    failures.add(&error);
+                    continue;
+                }
+            };
+            failures = Failures::default();
+            if connections.len() >= self.max_connections {
+                if let Some(others) = FULL.pass() {
+                    warn!(limit = self.max_connections, %source, others, "too many connections, one more is reset");
+                }
+                tcp.abort();
+                continue;
+            }
+            match &self.tls {
+                None => connections.spawn(front(tcp.into(), source)),
+                Some(tls) => {
+                    let handshake = handshake(tls.clone(), tcp, source, self.handshake_timeout);
+                    let front = front.clone();
+                    connections.spawn(async move {
+                        // Boxed, so that its kilobytes are gone while the connection lives.
+                        if let Some(user) = Box::pin(handshake).await {
+                            front(user, source).await;
+                        }
+                    })
+                }
+            };
+        }
+        drop(self.sockets);
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    }
+
+    /// The next connection, after the pause that earlier failures ask for.
+    async fn accept(&self, failures: &Failures) -> io::Result<(TcpStream, SocketAddr)> {
+        if let Some(until) = failures.until {
+            sleep_until(until).await;
+        }
+        poll_fn(|cx| {
+            for socket in &self.sockets {
+                if let Poll::Ready(accepted) = socket.poll_accept(cx) {
+                    return Poll::Ready(accepted);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// A socket bound and made by somebody else (socket activation, a test). Its users get `TCP_NODELAY` and keep-alive
+/// as those of the others do.
+impl TryFrom<StdListener> for Listener {
+    type Error = io::Error;
+
+    fn try_from(socket: StdListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        tune(&SockRef::from(&socket))?;
+        Self::new(vec![socket])
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener")
+            .field("sockets", &self.sockets)
+            .field("tls", &self.tls.is_some())
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("max_connections", &self.max_connections)
+            .finish()
+    }
+}
+
+async fn handshake(tls: Tls, tcp: TcpStream, source: SocketAddr, limit: Duration) -> Option<UserStream> {
+    match timeout(limit, tls.accept(tcp)).await {
+        Ok(Ok(tls)) => Some(tls.into()),
+        Ok(Err(error)) => {
+            debug!(%source, %error, "TLS handshake failed");
+            None
+        }
+        Err(_) => {
+            debug!(%source, "TLS handshake took too long");
+            None
+        }
+    }
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        error!("a connection's task panicked; the others go on");
+    }
+}
+
+fn bind(address: SocketAddr, v6_only: bool) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(v6_only)?;
+    }
+    // On Windows the option would let a second process take the port over.
+    #[cfg(not(windows))]
+    socket.set_reuse_address(true)?;
+    tune(&socket)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepted sockets inherit these from the listening one, which saves their system calls for each connection.
+fn tune(socket: &Socket) -> io::Result<()> {
+    let (idle, interval, retries) = KEEPALIVE;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries),
+    )
+}
+
+/// Accepts that failed in a row.
+#[derive(Debug, Default)]
+struct Failures {
+    in_a_row: u32,
+    pauses: u32,
+    /// No accept before. A point in time, because the loop forgets what it waited for whenever a connection ends.
+    until: Option<Instant>,
+}
+
+impl Failures {
+    fn add(&mut self, error: &io::Error) {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        if is_of_one_connection(error) && self.in_a_row <= PATIENCE {
+            return;
+        }
+        if self.pauses == 0 {
+            warn!(%error, "cannot accept connections, trying on");
+        }
+        self.pauses = self.pauses.saturating_add(1);
+        self.until = self.pause().map(|pause| Instant::now() + pause);
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        let (first, longest) = BACKOFF;
+        let doublings = self.pauses.checked_sub(1)?;
+        Some(first.saturating_mul(1 << doublings.min(8)).min(longest))
+    }
+}
+
+/// Whether the failure means the connection that was to be accepted, and not the machine (descriptors, memory).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::mpsc;
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    fn loopback() -> (Listener, SocketAddr) {
+        let listener = Listener::bind(&[(Ipv4Addr::LOCALHOST, 0).into()]).unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// Sends back what it gets.
+    async fn echo(mut user: UserStream, _: SocketAddr) {
+        let mut buf = [0; 64];
+        while let Ok(read @ 1..) = user.read(&mut buf).await {
+            if user.write_all(&buf[..read]).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn answers(address: SocketAddr) -> bool {
+        let mut user = TcpStream::connect(address).await.unwrap();
+        user.write_all(b"ping").await.is_ok() && user.read_u32().await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn one_socket_serves_both_families_and_several_sockets_each_their_own() {
+        let any = Listener::bind_any(0).unwrap();
+        let port = any.local_addr().unwrap().port();
+        let both = Listener::bind(&[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv4Addr::LOCALHOST, 0).into()]).unwrap();
+        let addresses = both.local_addrs().unwrap();
+        let stop = CancellationToken::new();
+        let _any = tokio::spawn(any.serve(stop.clone(), echo));
+        let _both = tokio::spawn(both.serve(stop.clone(), echo));
+        assert!(answers((Ipv4Addr::LOCALHOST, port).into()).await);
+        if StdListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+            assert!(answers((Ipv6Addr::LOCALHOST, port).into()).await);
+        }
+        for address in addresses {
+            assert!(answers(address).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn accepted_sockets_inherit_nodelay_and_keep_alive() {
+        let (listener, address) = loopback();
+        let (seen, mut users) = mpsc::channel(1);
+        let server = listener.serve(CancellationToken::new(), move |user, _| {
+            let seen = seen.clone();
+            async move { seen.send(user).await.unwrap() }
+        });
+        let _server = tokio::spawn(server);
+        let _user = TcpStream::connect(address).await.unwrap();
+        let user = users.recv().await.unwrap();
+        assert!(user.tcp().nodelay().unwrap());
+        assert!(SockRef::from(user.tcp()).keepalive().unwrap());
+    }
+
+    #[tokio::test]
+    async fn r6_stop_closes_the_socket_at_once_and_waits_for_the_living() {
+        let (listener, address) = loopback();
+        let stop = CancellationToken::new();
+        let mut server = tokio::spawn(listener.serve(stop.clone(), echo));
+        let mut user = TcpStream::connect(address).await.unwrap();
+        user.write_all(b"ping").await.unwrap();
+        user.read_u32().await.unwrap();
+        stop.cancel();
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        user.write_all(b"pong").await.unwrap();
+        user.read_u32().await.unwrap();
+        assert!(!server.is_finished());
+        drop(user);
+        (&mut server).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn dropping_the_accept_loop_ends_its_connections() {
+        let (listener, address) = loopback();
+        let server = tokio::spawn(listener.serve(CancellationToken::new(), echo));
+        let mut user = TcpStream::connect(address).await.unwrap();
+        user.write_all(b"ping").await.unwrap();
+        user.read_u32().await.unwrap();
+        server.abort();
+        assert_eq!(user.read(&mut [0; 8]).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn r7_a_panic_ends_one_connection() {
+        let (listener, address) = loopback();
+        let count = Arc::new(AtomicUsize::new(0));
+        let server = listener.serve(CancellationToken::new(), move |user, source| {
+            let first = count.fetch_add(1, Ordering::Relaxed) == 0;
+            async move {
+                assert!(!first, "injected");
+                echo(user, source).await;
+            }
+        });
+        let _server = tokio::spawn(server);
+        assert!(!answers(address).await);
+        assert!(answers(address).await);
+    }
+
+    #[tokio::test]
+    async fn one_connection_more_than_the_limit_is_reset() {
+        let (listener, address) = loopback();
+        let _server = tokio::spawn(listener.with_max_connections(1).serve(CancellationToken::new(), echo));
+        let mut first = TcpStream::connect(address).await.unwrap();
+        first.write_all(b"ping").await.unwrap();
+        first.read_u32().await.unwrap();
+        let mut second = TcpStream::connect(address).await.unwrap();
+        let error = second.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        drop(first);
+        while !answers(address).await {}
+    }
+
+    #[test]
+    fn f6_failures_of_the_machine_pause_the_loop_and_those_of_connections_only_in_numbers() {
+        let mut failures = Failures::default();
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            // EMFILE, ENFILE and ENOBUFS have no kind of their own.
+            failures.add(&io::Error::from_raw_os_error(24));
+            pauses.push(failures.pause().unwrap().as_millis());
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
+
+        let mut failures = Failures::default();
+        for _ in 0..PATIENCE {
+            failures.add(&io::ErrorKind::ConnectionAborted.into());
+            assert_eq!(failures.pause(), None);
+        }
+        failures.add(&io::ErrorKind::ConnectionAborted.into());
+        assert_eq!(failures.pause(), Some(BACKOFF.0));
+    }
+
+    // === TLS ===
+
+    fn certificate() -> (Arc<rustls::ServerConfig>, rustls::pki_types::CertificateDer<'static>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        (Arc::new(config), made.cert.der().clone())
+    }
+
+    async fn trusts(address: SocketAddr, certificate: rustls::pki_types::CertificateDer<'static>) -> bool {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let Ok(mut tls) = TlsConnector::from(Arc::new(config)).connect(name, tcp).await else { return false };
+        tls.write_all(b"ping").await.unwrap();
+        tls.read_u32().await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn r4_a_replaced_certificate_is_shown_to_the_next_handshake() {
+        let ((old, old_root), (new, new_root)) = (certificate(), certificate());
+        let (listener, address) = loopback();
+        let tls = Tls::new(old);
+        let _server = tokio::spawn(listener.with_tls(tls.clone()).serve(CancellationToken::new(), echo));
+        assert!(trusts(address, old_root).await);
+        tls.replace(new);
+        assert!(trusts(address, new_root).await);
+    }
+
+    #[tokio::test]
+    async fn a_silent_handshake_is_closed_at_its_deadline_and_delays_nobody() {
+        let (config, root) = certificate();
+        let (listener, address) = loopback();
+        let listener = listener.with_tls(Tls::new(config)).with_handshake_timeout(Duration::from_millis(200));
+        let _server = tokio::spawn(listener.serve(CancellationToken::new(), echo));
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        assert!(trusts(address, root).await);
+        assert_eq!(silent.read(&mut [0; 8]).await.unwrap_or(0), 0);
+    }
+}

@@ -1,0 +1,45 @@
+//! Memory for the moment of a read, one piece per thread: thousands of idle relays hold none.
+
+use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
+
+/// The most that is read from a user at once. Larger reads save system calls no longer and only cool the cache.
+pub(crate) const SCRATCH: usize = 128 * 1024;
+
+thread_local! {
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// This thread's scratch memory, given back on drop. Held within one `poll` only, never across an await; if it is
+/// taken twice at once, the second piece is a new one and one of the two goes away afterwards.
+pub(crate) struct Scratch(Vec<u8>);
+
+impl Scratch {
+    pub(crate) fn take() -> Self {
+        let mut spare = SPARE.take();
+        if spare.is_empty() {
+            spare = vec![0; SCRATCH];
+        }
+        Self(spare)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        SPARE.set(std::mem::take(&mut self.0));
+    }
+}
+
+impl Deref for Scratch {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
