@@ -1,0 +1,25 @@
+use std::time::Duration;
+
+/// What a tunnel may spend, beyond what its multiplexer may.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// The limits and timers of the multiplexer, the same for both ends unless said otherwise there.
+    pub mux: anyproxy_mux::Config,
+    /// Bytes a stream takes from its writer before they have left: 256 KiB. Less makes writers wait for the driver,
+    /// more is memory that a slow tunnel fills for every stream.
+    pub send_buffer: usize,
+    /// How long the last words (a go-away, the close frame) may take when a tunnel ends: 2 s. A peer that does not
+    /// read them is left without.
+    pub close_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mux: anyproxy_mux::Config::default(),
+            send_buffer: 256 * 1024,
+            close_timeout: Duration::from_secs(2),
+        }
+    }
+}
