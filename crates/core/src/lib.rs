@@ -7,7 +7,7 @@
 //! - [`Login`] → a dial service: `Service<Login, Response = impl DialService>`, in short a [`GatewayStack`];
 //! - [`Dial`] → a stream: `Service<Dial, Response = impl ByteStream>`, in short a [`DialService`];
 //! - [`Target`], [`Host`]: where to, names and addresses in one canonical form;
-//! - [`Identity`], [`Credentials`], [`Secret`]: who asks;
+//! - [`Identity`], [`Credentials`], [`Secret`]: who asks; [`SourcePrefix`]: from where, as limits count it;
 //! - [`Outcome`]: what became of it, the last link of every error's `source()` chain;
 //! - [`Guarded`], [`Metered`]: the two wrappers a stream needs, since the response of a dial is *alive* and what it
 //!   holds must leave with its last byte;
@@ -49,6 +49,7 @@ mod login;
 mod outcome;
 mod seam;
 mod service;
+mod source;
 mod stream;
 mod target;
 
@@ -63,6 +64,7 @@ pub use login::{Front, Login};
 pub use outcome::Outcome;
 pub use seam::{BoxDial, BoxFuture, BoxGateway, BoxStream};
 pub use service::{DialService, GatewayStack, Verifier};
+pub use source::SourcePrefix;
 pub use stream::{ByteStream, Ending, Guarded, Meter, Metered};
 pub use target::{Host, HostName, InvalidTarget, Target};
 
