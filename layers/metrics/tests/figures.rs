@@ -1,0 +1,90 @@
+//! What the layer counts, read back from an exporter as an operator would read it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+use std::io;
+
+use anyproxy_core::{Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Target};
+use anyproxy_metrics::MetricsLayer;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex};
+use tower::{Layer as _, service_fn};
+
+type Stream = BufReader<DuplexStream>;
+
+fn recorded() -> (MetricsLayer, PrometheusHandle) {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    (
+        metrics::with_local_recorder(&recorder, || {
+            let layer = MetricsLayer::new();
+            // Handles are taken when a front is first seen.
+            layer.seen(Front::HTTP);
+            layer
+        }),
+        handle,
+    )
+}
+
+fn dial() -> Dial {
+    Dial::tcp(Target::parse("printer.lan:631").unwrap(), "192.0.2.1:4000".parse().unwrap(), Front::HTTP)
+}
+
+#[track_caller]
+fn assert_line(handle: &PrometheusHandle, line: &str) {
+    let text = handle.render();
+    assert!(text.lines().any(|found| found == line), "{line} not in\n{text}");
+}
+
+#[tokio::test]
+async fn a_stream_counts_from_its_dial_to_its_last_byte() {
+    let (layer, handle) = recorded();
+    let dials = layer.layer(service_fn(|_: Dial| async {
+        let (near, mut far) = duplex(64);
+        far.write_all(b"hello").await?;
+        Ok::<Stream, io::Error>(BufReader::new(near))
+    }));
+    let mut stream = dials.dial(dial()).await.unwrap();
+    assert_line(&handle, r#"anyproxy_streams_open{front="http"} 1"#);
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    drop(stream);
+    assert_line(&handle, r#"anyproxy_streams_open{front="http"} 0"#);
+    assert_line(&handle, r#"anyproxy_bytes_total{front="http",direction="down"} 5"#);
+    assert_line(&handle, r#"anyproxy_streams_ended_total{front="http",end="whole"} 1"#);
+    assert_line(&handle, r#"anyproxy_dials_total{front="http",network="tcp",outcome="ok"} 1"#);
+}
+
+#[tokio::test]
+async fn a_refusal_and_a_cancelled_dial_are_counted_apart() {
+    let (layer, handle) = recorded();
+    let refused =
+        layer.layer(service_fn(|_: Dial| async { Err::<Stream, _>(io::Error::other(Outcome::Refused)) }));
+    refused.dial(dial()).await.unwrap_err();
+    assert_line(&handle, r#"anyproxy_dials_total{front="http",network="tcp",outcome="refused"} 1"#);
+
+    let never = layer.layer(service_fn(|_: Dial| std::future::pending::<Result<Stream, io::Error>>()));
+    let mut waiting = Box::pin(never.dial(dial()));
+    assert!(futures_poll(&mut waiting).await.is_none());
+    drop(waiting);
+    assert_line(&handle, r#"anyproxy_dials_total{front="http",network="tcp",outcome="cancelled"} 1"#);
+}
+
+#[tokio::test]
+async fn wrong_logins_are_counted() {
+    let (layer, handle) = recorded();
+    type Dials = tower::util::BoxCloneSyncService<Dial, Stream, io::Error>;
+    let logins = layer
+        .layer(service_fn(|_: Login| async { Err::<Dials, _>(io::Error::other(Outcome::LoginRequired)) }));
+    let login = Login { credentials: None, source: "192.0.2.1:4000".parse().unwrap(), front: Front::HTTP };
+    logins.login(login).await.map(drop).unwrap_err();
+    assert_line(&handle, r#"anyproxy_logins_total{front="http",outcome="login_required"} 1"#);
+}
+
+async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    std::future::poll_fn(|cx| match std::pin::Pin::new(&mut *future).poll(cx) {
+        std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+        std::task::Poll::Pending => std::task::Poll::Ready(None),
+    })
+    .await
+}
