@@ -272,9 +272,8 @@ fn bind(address: SocketAddr, v6_only: bool) -> io::Result<StdListener> {
 fn tune(socket: &Socket) -> io::Result<()> {
     let (idle, interval, retries) = KEEPALIVE;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries),
-    )
+    socket
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries))
 }
 
 /// Accepts that failed in a row.
@@ -354,7 +353,8 @@ mod tests {
     async fn one_socket_serves_both_families_and_several_sockets_each_their_own() {
         let any = Listener::bind_any(0).unwrap();
         let port = any.local_addr().unwrap().port();
-        let both = Listener::bind(&[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv4Addr::LOCALHOST, 0).into()]).unwrap();
+        let both =
+            Listener::bind(&[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv4Addr::LOCALHOST, 0).into()]).unwrap();
         let addresses = both.local_addrs().unwrap();
         let stop = CancellationToken::new();
         let _any = tokio::spawn(any.serve(stop.clone(), echo));

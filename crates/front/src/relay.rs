@@ -138,7 +138,9 @@ pin_project! {
 /// One direction. What was written and not flushed is flushed before the way waits for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    Open { flushed: bool },
+    Open {
+        flushed: bool,
+    },
     /// The source has ended; the sink is to be told.
     Ending,
     Ended,
@@ -388,5 +390,443 @@ where
     match ready!(Pin::new(sink).poll_write(cx, bytes)) {
         Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         taken => Poll::Ready(taken),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use anyproxy_core::{BoxStream, Ending, Meter, Metered};
+    use tokio::io::{
+        AsyncBufRead, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufStream,
+        DuplexStream, duplex,
+    };
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::JoinHandle;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::UserStream;
+
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    // === S12: each way ends by itself ===
+
+    #[tokio::test]
+    async fn s12_a_user_who_half_closes_gets_the_whole_answer() {
+        let mut play = Play::new(64);
+        play.user.write_all(b"request").await.unwrap();
+        play.user.shutdown().await.unwrap();
+        let mut request = String::new();
+        play.target.read_to_string(&mut request).await.unwrap();
+        assert_eq!(request, "request");
+        let answer = pattern(300_000);
+        let send = async {
+            play.target.write_all(&answer).await.unwrap();
+            play.target.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        let ((), read) = tokio::join!(send, play.user.read_to_end(&mut got));
+        read.unwrap();
+        assert!(got == answer);
+        assert!(matches!(play.relay.await.unwrap(), End::Whole));
+        assert_eq!(play.seen.verdict(), (false, Some(Ending::Whole)));
+    }
+
+    #[tokio::test]
+    async fn s12_a_target_that_half_closes_first_gets_the_whole_upload() {
+        let mut play = Play::new(64);
+        play.target.write_all(b"banner").await.unwrap();
+        play.target.shutdown().await.unwrap();
+        let mut banner = String::new();
+        play.user.read_to_string(&mut banner).await.unwrap();
+        assert_eq!(banner, "banner");
+        let upload = pattern(300_000);
+        let send = async {
+            play.user.write_all(&upload).await.unwrap();
+            play.user.shutdown().await.unwrap();
+        };
+        let mut got = Vec::new();
+        let ((), read) = tokio::join!(send, play.target.read_to_end(&mut got));
+        read.unwrap();
+        assert!(got == upload);
+        assert!(matches!(play.relay.await.unwrap(), End::Whole));
+        assert_eq!(play.seen.verdict(), (false, Some(Ending::Whole)));
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_both_ways_at_once_whole_and_in_order() {
+        let play = Play::new(1000);
+        let (up, down) = (pattern(1_000_000), pattern(700_001));
+        let ((user_read, mut user), (target_read, mut target)) =
+            (tokio::io::split(play.user), tokio::io::split(play.target));
+        let (got_down, got_up, (), ()) = tokio::join!(
+            read_all(user_read),
+            read_all(target_read),
+            async {
+                user.write_all(&up).await.unwrap();
+                user.shutdown().await.unwrap();
+            },
+            async {
+                target.write_all(&down).await.unwrap();
+                target.shutdown().await.unwrap();
+            },
+        );
+        assert!(got_up == up && got_down == down);
+        assert!(matches!(play.relay.await.unwrap(), End::Whole));
+    }
+
+    #[tokio::test]
+    async fn s1_early_bytes_go_before_what_the_user_sends_next() {
+        let (mut user, near) = duplex(64);
+        let (far, mut target) = duplex(64);
+        user.write_all(b" later").await.unwrap();
+        user.shutdown().await.unwrap();
+        let relay =
+            relay(near, BufReader::new(far), RelayConfig::default()).with_early(Bytes::from_static(b"early"));
+        let _relay = tokio::spawn(relay);
+        let mut got = String::new();
+        target.read_to_string(&mut got).await.unwrap();
+        assert_eq!(got, "early later");
+    }
+
+    #[tokio::test]
+    async fn what_a_stream_or_a_user_buffers_is_flushed_before_the_relay_waits() {
+        let (mut user, near) = duplex(64);
+        let (far, mut target) = duplex(64);
+        let _relay = tokio::spawn(relay(near, BufStream::new(far), RelayConfig::default()));
+        user.write_all(b"ping").await.unwrap();
+        assert_eq!(&read_four(&mut target).await, b"ping");
+        target.write_all(b"pong").await.unwrap();
+        assert_eq!(&read_four(&mut user).await, b"pong");
+    }
+
+    // === Resets ===
+
+    #[tokio::test]
+    async fn a_user_s_reset_reaches_the_target_as_a_reset() {
+        let (user, near) = tcp_pair().await;
+        let (far, _target) = duplex(64);
+        let seen = Seen::default();
+        let stream = Metered::new(BufReader::new(far), seen.clone());
+        let relay = tokio::spawn(relay(UserStream::from(near), stream, RelayConfig::default()));
+        user.set_zero_linger().unwrap();
+        drop(user);
+        let end = relay.await.unwrap();
+        assert!(
+            matches!(&end, End::UserLost(error) if error.kind() == io::ErrorKind::ConnectionReset),
+            "{end}"
+        );
+        assert_eq!(seen.verdict().1, Some(Ending::Abandoned));
+    }
+
+    #[tokio::test]
+    async fn a_target_s_reset_reaches_the_user_as_a_reset() {
+        let (mut user, near) = tcp_pair().await;
+        let stream = Script {
+            answer: &[],
+            end: Err(io::ErrorKind::ConnectionReset),
+            sink: Err(io::ErrorKind::ConnectionReset),
+        };
+        let end = relay(UserStream::from(near), stream, RelayConfig::default()).await;
+        assert!(matches!(end, End::TargetLost(_)), "{end}");
+        let error = user.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_relay_dropped_in_the_middle_resets_the_user() {
+        let (mut user, near) = tcp_pair().await;
+        let (far, _target) = duplex(64);
+        let relay = relay(UserStream::from(near), BufReader::new(far), RelayConfig::default());
+        assert!(timeout(Duration::from_millis(1), relay).await.is_err());
+        let error = user.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn an_early_answer_is_delivered_though_the_upload_broke() {
+        let (mut user, near) = duplex(64);
+        user.write_all(b"upload").await.unwrap();
+        let stream = Script { answer: b"too large", end: Ok(()), sink: Err(io::ErrorKind::ConnectionReset) };
+        let relay = tokio::spawn(relay(near, stream, RelayConfig::default()));
+        let mut answer = String::new();
+        user.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "too large");
+        assert!(matches!(relay.await.unwrap(), End::TargetLost(_)));
+    }
+
+    // === Time ===
+
+    #[tokio::test(start_paused = true)]
+    async fn f4_a_silent_relay_ends_after_its_idle_timeout_and_any_byte_renews_it() {
+        let mut play = Play::new(64);
+        tokio::time::sleep(HOUR - MINUTE).await;
+        play.target.write_all(b"tick").await.unwrap();
+        assert_eq!(&read_four(&mut play.user).await, b"tick");
+        let since = Instant::now();
+        assert!(matches!(play.relay.await.unwrap(), End::Idle));
+        let passed = since.elapsed();
+        assert!((HOUR..HOUR + Duration::from_secs(1)).contains(&passed), "{passed:?}");
+        assert_eq!(play.seen.verdict(), (true, Some(Ending::Abandoned)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_who_does_not_read_is_idle_though_bytes_wait_for_them() {
+        let mut play = Play::new(4);
+        play.target.write_all(b"12345678").await.unwrap();
+        assert!(matches!(play.relay.await.unwrap(), End::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_closed_relay_ends_only_without_progress() {
+        let mut play = Play::new(64);
+        play.user.shutdown().await.unwrap();
+        for _ in 0..5 {
+            tokio::time::sleep(9 * MINUTE).await;
+            play.target.write_all(b"tick").await.unwrap();
+            assert_eq!(&read_four(&mut play.user).await, b"tick");
+        }
+        let since = Instant::now();
+        assert!(matches!(play.relay.await.unwrap(), End::HalfClosed));
+        let passed = since.elapsed();
+        assert!((10 * MINUTE..11 * MINUTE).contains(&passed), "{passed:?}");
+        assert_eq!(play.seen.verdict(), (true, Some(Ending::Abandoned)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_timeouts_a_relay_waits_for_ever() {
+        let (_user, near) = duplex(64);
+        let (far, _target) = duplex(64);
+        let config = RelayConfig { idle_timeout: None, half_closed_timeout: None };
+        assert!(timeout(1000 * HOUR, relay(near, BufReader::new(far), config)).await.is_err());
+        let config = RelayConfig { idle_timeout: Some(Duration::MAX), half_closed_timeout: None };
+        let ((_user, near), (far, _target)) = (duplex(64), duplex(64));
+        assert!(timeout(1000 * HOUR, relay(near, BufReader::new(far), config)).await.is_err());
+    }
+
+    // === Memory and work ===
+
+    #[test]
+    fn an_idle_relay_is_a_few_hundred_bytes() {
+        assert!(
+            size_of::<Relay<UserStream, BoxStream>>() <= 400,
+            "{}",
+            size_of::<Relay<UserStream, BoxStream>>()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_target_that_does_not_read_costs_one_read_and_memory_goes_back_when_it_does() {
+        let (mut user, near) = duplex(1 << 20);
+        let (far, mut target) = duplex(16);
+        let mut relay = Box::pin(relay(near, BufReader::new(far), RelayConfig::default()));
+        user.write_all(&vec![7; 1 << 20]).await.unwrap();
+        assert!(poll_once(&mut relay).await.is_pending());
+        assert_eq!(relay.unsent.len(), APPETITE - 16);
+        let mut got = vec![0; 1 << 20];
+        tokio::select! {
+            _ = &mut relay => unreachable!("both are alive"),
+            read = target.read_exact(&mut got) => read.unwrap(),
+        };
+        assert!(poll_once(&mut relay).await.is_pending());
+        assert!(relay.unsent.is_empty());
+    }
+
+    #[tokio::test]
+    async fn i7_one_poll_does_a_bounded_amount_of_work() {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let mut relay = Box::pin(relay(Flood(taken.clone()), Flood(taken.clone()), RelayConfig::default()));
+        for _ in 0..8 {
+            let before = taken.load(Ordering::Relaxed);
+            assert!(poll_once(&mut relay).await.is_pending());
+            let moved = taken.load(Ordering::Relaxed) - before;
+            assert!((1..=2 * TURNS * SCRATCH).contains(&moved), "{moved}");
+        }
+        assert_eq!(relay.appetite, SCRATCH, "bulk is read in large pieces");
+    }
+
+    // === The stage ===
+
+    /// A relay between two pipes, and what became of both.
+    struct Play {
+        user: DuplexStream,
+        target: DuplexStream,
+        relay: JoinHandle<End>,
+        seen: Seen,
+    }
+
+    impl Play {
+        fn new(room: usize) -> Self {
+            let (user, near) = duplex(room);
+            let (far, target) = duplex(room);
+            let seen = Seen::default();
+            let near = Watched { pipe: near, seen: seen.clone() };
+            let far = Metered::new(BufReader::new(far), seen.clone());
+            let relay = tokio::spawn(relay(near, far, RelayConfig::default()));
+            Self { user, target, relay, seen }
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Seen {
+        aborted: Arc<AtomicBool>,
+        ending: Arc<Mutex<Option<Ending>>>,
+    }
+
+    impl Seen {
+        /// Whether the user was reset, and how the stream ended.
+        fn verdict(&self) -> (bool, Option<Ending>) {
+            (self.aborted.load(Ordering::Relaxed), *self.ending.lock().unwrap())
+        }
+    }
+
+    impl Meter for Seen {
+        fn read(&mut self, _: usize) {}
+        fn written(&mut self, _: usize) {}
+        fn ended(&mut self, ending: Ending) {
+            *self.ending.lock().unwrap() = Some(ending);
+        }
+    }
+
+    /// A user whose reset is seen.
+    struct Watched {
+        pipe: DuplexStream,
+        seen: Seen,
+    }
+
+    impl Connection for Watched {
+        fn abort(&mut self) {
+            self.seen.aborted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    impl AsyncRead for Watched {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.pipe).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Watched {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.pipe).poll_write(cx, buf)
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.pipe).poll_flush(cx)
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.pipe).poll_shutdown(cx)
+        }
+    }
+
+    /// A stream that answers, ends as told, and does to what is written to it as told.
+    struct Script {
+        answer: &'static [u8],
+        end: Result<(), io::ErrorKind>,
+        sink: Result<(), io::ErrorKind>,
+    }
+
+    impl AsyncRead for Script {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            unreachable!("relays read chunks")
+        }
+    }
+
+    impl AsyncBufRead for Script {
+        fn poll_fill_buf(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+            match self.end {
+                Err(kind) if self.answer.is_empty() => Poll::Ready(Err(kind.into())),
+                _ => Poll::Ready(Ok(self.answer)),
+            }
+        }
+        fn consume(mut self: Pin<&mut Self>, amount: usize) {
+            self.answer = &self.answer[amount..];
+        }
+    }
+
+    impl AsyncWrite for Script {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(self.sink.map(|()| buf.len()).map_err(Into::into))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(self.sink.map_err(Into::into))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(self.sink.map_err(Into::into))
+        }
+    }
+
+    /// Always has bytes and always takes them; counts what it takes.
+    struct Flood(Arc<AtomicUsize>);
+
+    impl Connection for Flood {
+        fn abort(&mut self) {}
+    }
+
+    impl AsyncRead for Flood {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            buf.advance(buf.remaining());
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncBufRead for Flood {
+        fn poll_fill_buf(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+            Poll::Ready(Ok(&[0; 64 * 1024]))
+        }
+        fn consume(self: Pin<&mut Self>, _: usize) {}
+    }
+
+    impl AsyncWrite for Flood {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.fetch_add(buf.len(), Ordering::Relaxed);
+            Poll::Ready(Ok(buf.len()))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+        std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
+    }
+
+    async fn read_all(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
+        let mut all = Vec::new();
+        from.read_to_end(&mut all).await.unwrap();
+        all
+    }
+
+    async fn read_four(from: &mut DuplexStream) -> [u8; 4] {
+        let mut four = [0; 4];
+        from.read_exact(&mut four).await.unwrap();
+        four
+    }
+
+    /// Bytes that show when any of them is lost, doubled or out of order.
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
+    }
+
+    async fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (user, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (user.unwrap(), accepted.unwrap().0)
     }
 }
