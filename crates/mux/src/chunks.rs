@@ -1,17 +1,236 @@
-use bytes::{Bytes, BytesMut};
+use std::{collections::VecDeque, io::IoSlice, mem};
 
-/// A queue of bytes that costs about what it holds. (skeleton)
+use anyproxy_frame::COPIED_BELOW;
+use bytes::{Buf, Bytes, BytesMut};
+
+/// The smallest block that short pieces are joined in, and the largest.
+const BLOCK: (usize, usize) = (512, 2 * COPIED_BELOW);
+
+/// A queue of bytes that costs about what it holds, and nothing when it is empty.
+///
+/// Pieces of [`COPIED_BELOW`] bytes or more stay the slices they are. Shorter ones that have to wait behind others are
+/// joined in blocks, so that a peer who sends single bytes to somebody who does not read costs single bytes.
 #[derive(Debug, Default)]
-pub struct Chunks { head: Bytes, rest: Option<Box<(std::collections::VecDeque<Bytes>, BytesMut)>>, len: usize }
+pub struct Chunks {
+    /// Empty only if everything is, so that one waiting piece needs no further memory.
+    head: Bytes,
+    rest: Option<Box<Rest>>,
+    len: usize,
+}
 
-#[allow(unused_variables, missing_docs)]
+/// What waits behind the head: pieces, then the block that grows.
+#[derive(Debug, Default)]
+struct Rest {
+    pieces: VecDeque<Bytes>,
+    block: BytesMut,
+}
+
 impl Chunks {
-    pub const fn new() -> Self { Self { head: Bytes::new(), rest: None, len: 0 } }
-    pub fn len(&self) -> usize { self.len }
-    pub fn is_empty(&self) -> bool { self.len == 0 }
-    pub fn push(&mut self, data: Bytes) {}
-    pub fn push_received(&mut self, data: Bytes) {}
-    pub fn chunk(&self) -> &[u8] { &self.head }
-    pub fn advance(&mut self, n: usize) {}
-    pub fn pop(&mut self, max: usize) -> Bytes { Bytes::new() }
+    /// An empty queue.
+    pub const fn new() -> Self {
+        Self { head: Bytes::new(), rest: None, len: 0 }
+    }
+
+    /// How many bytes wait.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether none do.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends a piece whose memory is its own.
+    pub fn push(&mut self, data: Bytes) {
+        self.len += data.len();
+        if self.head.is_empty() {
+            self.head = data;
+        } else if !data.is_empty() {
+            self.rest.get_or_insert_default().push(data);
+        }
+    }
+
+    /// Appends a slice of a received message. A short one is copied even where it need not wait behind others, for
+    /// it would keep the whole message alive.
+    pub fn push_received(&mut self, data: Bytes) {
+        if data.len() < COPIED_BELOW && self.head.is_empty() {
+            self.push(Bytes::copy_from_slice(&data));
+        } else {
+            self.push(data);
+        }
+    }
+
+    /// Takes the first piece, or as much of it as `max` allows; empty only if the queue is.
+    pub fn pop(&mut self, max: usize) -> Bytes {
+        let taken = if self.head.len() <= max { self.pop_head() } else { self.head.split_to(max) };
+        self.len -= taken.len();
+        taken
+    }
+
+    /// Takes the head and puts the next piece into its place.
+    fn pop_head(&mut self) -> Bytes {
+        let next = match &mut self.rest {
+            Some(rest) => rest.pop(),
+            None => Bytes::new(),
+        };
+        if next.is_empty() {
+            self.rest = None;
+        }
+        mem::replace(&mut self.head, next)
+    }
+}
+
+impl Rest {
+    fn push(&mut self, data: Bytes) {
+        if data.len() >= COPIED_BELOW {
+            self.close_block();
+            self.pieces.push_back(data);
+            return;
+        }
+        if self.block.capacity() - self.block.len() < data.len() {
+            self.close_block();
+            // Four times what came: the block is of the size of the traffic, so a half-empty one is no great loss.
+            self.block = BytesMut::with_capacity((4 * data.len()).clamp(BLOCK.0, BLOCK.1));
+        }
+        self.block.extend_from_slice(&data);
+    }
+
+    /// The next piece; empty if nothing is left.
+    fn pop(&mut self) -> Bytes {
+        self.pieces.pop_front().unwrap_or_else(|| self.block.split().freeze())
+    }
+
+    fn close_block(&mut self) {
+        if !self.block.is_empty() {
+            self.pieces.push_back(self.block.split().freeze());
+        }
+    }
+}
+
+/// Reading without taking pieces out; `chunks_vectored` shows several for one write.
+impl Buf for Chunks {
+    fn remaining(&self) -> usize {
+        self.len
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.head
+    }
+
+    fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
+        let rest = self.rest.as_deref();
+        let pieces = rest.into_iter().flat_map(|rest| &rest.pieces).map(|piece| &piece[..]);
+        let block = rest.map(|rest| &rest.block[..]);
+        let all = [&self.head[..]].into_iter().chain(pieces).chain(block).filter(|piece| !piece.is_empty());
+        let mut filled = 0;
+        for (slice, piece) in dst.iter_mut().zip(all) {
+            *slice = IoSlice::new(piece);
+            filled += 1;
+        }
+        filled
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        assert!(count <= self.len, "advance by {count} with {} left", self.len);
+        self.len -= count;
+        while count >= self.head.len() && count > 0 {
+            count -= self.pop_head().len();
+        }
+        self.head.advance(count);
+    }
+
+    fn copy_to_bytes(&mut self, len: usize) -> Bytes {
+        if len <= self.head.len() {
+            return self.pop(len);
+        }
+        let mut bytes = BytesMut::with_capacity(len);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.pop(len - bytes.len()));
+        }
+        bytes.freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn one_piece_needs_no_further_memory() {
+        let mut chunks = Chunks::new();
+        chunks.push(Bytes::from_static(b"hello"));
+        assert!(chunks.rest.is_none());
+        assert_eq!(chunks.pop(usize::MAX), "hello");
+        assert!(chunks.is_empty());
+    }
+
+    #[test]
+    fn emptied_queue_keeps_no_memory() {
+        let mut chunks = Chunks::new();
+        (0..100).for_each(|_| chunks.push(Bytes::from_static(b"hello")));
+        chunks.advance(500);
+        assert!(chunks.is_empty() && chunks.rest.is_none() && chunks.head.is_empty());
+    }
+
+    #[test]
+    fn waiting_single_bytes_cost_single_bytes() {
+        let mut chunks = Chunks::new();
+        (0..256 * 1024).for_each(|_| chunks.push_received(Bytes::from_static(b"x")));
+        let rest = chunks.rest.as_ref().unwrap();
+        let blocks = rest.pieces.len() + 1;
+        assert!(blocks <= 256 * 1024 / BLOCK.0 + 1, "{blocks} blocks");
+    }
+
+    #[test]
+    fn received_slice_that_is_short_does_not_keep_its_message() {
+        let message = Bytes::from(vec![0; 100_000]);
+        let mut chunks = Chunks::new();
+        chunks.push_received(message.slice(..10));
+        assert!(message.is_unique());
+    }
+
+    #[test]
+    fn long_slice_stays_the_slice_it_is() {
+        let message = Bytes::from(vec![7; 100_000]);
+        let mut chunks = Chunks::new();
+        chunks.push_received(message.clone());
+        assert_eq!(chunks.chunk().as_ptr(), message.as_ptr());
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out(operations in prop::collection::vec((0u8..4, 0usize..6000), 1..60)) {
+            let mut chunks = Chunks::new();
+            let mut model = VecDeque::new();
+            let mut next = 0u8;
+            for (operation, size) in operations {
+                match operation {
+                    0 | 1 => {
+                        let data: Vec<u8> = (0..size).map(|_| { next = next.wrapping_add(1); next }).collect();
+                        model.extend(&data);
+                        chunks.push_received(data.into());
+                    }
+                    2 => {
+                        let taken = chunks.pop(size.max(1));
+                        let expected: Vec<u8> = model.drain(..taken.len()).collect();
+                        prop_assert_eq!(taken, expected);
+                    }
+                    _ => {
+                        let size = size.min(chunks.len());
+                        let mut slices = [IoSlice::new(&[]); 64];
+                        let filled = chunks.chunks_vectored(&mut slices);
+                        let seen: Vec<u8> = slices[..filled].iter().flat_map(|s| s.to_vec()).collect();
+                        prop_assert!(model.iter().take(seen.len()).eq(&seen));
+                        chunks.advance(size);
+                        model.drain(..size);
+                    }
+                }
+                prop_assert_eq!(chunks.len(), model.len());
+                prop_assert_eq!(chunks.is_empty(), chunks.chunk().is_empty());
+            }
+        }
+    }
 }

@@ -15,11 +15,12 @@ pub struct Config {
     pub max_window: u32,
     /// How many bytes all windows of the tunnel may grow beyond `window`, together: 64 MiB. 0 turns growing off.
     pub growth: u64,
-    /// Bytes held for readers, in all, from which on windows shrink to [`MIN_WINDOW`]: 16 MiB. Nothing is lost by
-    /// it; streams that are read go on with less in flight.
+    /// Bytes held for readers, in all, from which on windows shrink, the more so the more is held: 16 MiB. Nothing is
+    /// lost by it; streams that are read go on with less in flight.
     pub held_bytes: u64,
-    /// Bytes held for readers, in all, beyond which the streams that hold most are reset: 64 MiB. Only what was
-    /// granted before windows shrank can lead there.
+    /// Bytes held for readers, in all, at which windows are down to [`MIN_WINDOW`], and beyond which the streams that
+    /// hold most are reset: 64 MiB. Only what was granted before windows shrank can lead there. Streams that hold no
+    /// more than [`MIN_WINDOW`] are never reset, so the bound is this and [`MIN_WINDOW`] for each stream.
     pub held_limit: u64,
     /// Streams at once: 65,536. Beyond it an open fails, and a peer's open is answered with "overloaded".
     pub max_streams: u32,

@@ -1,6 +1,6 @@
 use std::{error::Error, fmt, time::Duration};
 
-use anyproxy_frame::{DecodeError, FieldTooLong, GoAwayCode, MIN_WINDOW, StreamId};
+use anyproxy_frame::{DecodeError, FieldTooLong, GoAwayCode, StreamId};
 
 /// What a peer did that ends the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +20,6 @@ pub enum PeerError {
     StreamReused(StreamId),
     /// A frame on a stream that was never opened.
     UnknownStream(StreamId),
-    /// An answer to an open that was answered already.
-    AnsweredTwice(StreamId),
     /// A frame on a stream whose open is not answered yet.
     Unanswered(StreamId),
     /// Datagrams on a connection, or bytes or credit on a stream of datagrams.
@@ -39,8 +37,6 @@ pub enum PeerError {
     WindowZero(StreamId),
     /// Credit beyond what a stream can have.
     WindowOverflow(StreamId),
-    /// A start window below [`MIN_WINDOW`] or above what a stream can have.
-    WindowRange(u32),
     /// A go-away that takes back what an earlier one said.
     GoAwayRaised {
         /// The last open honoured, as the first one said.
@@ -73,10 +69,9 @@ impl PeerError {
     pub fn code(&self) -> GoAwayCode {
         match self {
             Self::HelloTimeout(_) | Self::PingTimeout(_) => GoAwayCode::Timeout,
-            Self::WindowExceeded { .. }
-            | Self::WindowZero(_)
-            | Self::WindowOverflow(_)
-            | Self::WindowRange(_) => GoAwayCode::FlowControl,
+            Self::WindowExceeded { .. } | Self::WindowZero(_) | Self::WindowOverflow(_) => {
+                GoAwayCode::FlowControl
+            }
             Self::EmptyData(_)
             | Self::CausedResets(_)
             | Self::UnseenResets(_)
@@ -100,7 +95,6 @@ impl fmt::Display for PeerError {
             Self::PingTimeout(limit) => write!(f, "no answer to a ping within {limit:?}"),
             Self::StreamReused(id) => write!(f, "stream {id} opened again"),
             Self::UnknownStream(id) => write!(f, "frame on stream {id}, which was never opened"),
-            Self::AnsweredTwice(id) => write!(f, "open of stream {id} answered twice"),
             Self::Unanswered(id) => write!(f, "frame on stream {id} before its open was answered"),
             Self::WrongNetwork(id) => write!(f, "frame on stream {id} that its network does not have"),
             Self::WindowExceeded { stream, credit, len } => {
@@ -108,9 +102,6 @@ impl fmt::Display for PeerError {
             }
             Self::WindowZero(id) => write!(f, "credit of 0 for stream {id}"),
             Self::WindowOverflow(id) => write!(f, "credit of stream {id} raised beyond its maximum"),
-            Self::WindowRange(window) => {
-                write!(f, "start window of {window} bytes, where at least {MIN_WINDOW} are needed")
-            }
             Self::GoAwayRaised { was, now } => {
                 write!(f, "go-away honours opens up to {now} after saying {was}")
             }

@@ -2,8 +2,10 @@ use std::fmt::Debug;
 
 use anyproxy_frame::{ClientHello, Frame, GatewayHello, ToClient, ToGateway};
 
+use crate::{client::Client, gateway::Gateway};
+
 /// An end of a tunnel: [`Gateway`] or [`Client`].
-pub trait Side: Debug + Default + Send + sealed::Sealed + 'static {
+pub trait Side: Debug + Default + Send + sealed::Protocol + 'static {
     /// What this end receives.
     type In: Frame + Send;
     /// What this end sends.
@@ -12,19 +14,60 @@ pub trait Side: Debug + Default + Send + sealed::Sealed + 'static {
     type PeerHello: Clone + Debug + PartialEq + Eq + Send;
 }
 
-/// The end that opens streams.
-#[derive(Debug, Default)]
-pub struct Gateway;
+impl Side for Gateway {
+    type In = ToGateway;
+    type Out = ToClient;
+    type PeerHello = ClientHello;
+}
 
-/// The end that is asked to dial.
-#[derive(Debug, Default)]
-pub struct Client;
+impl Side for Client {
+    type In = ToClient;
+    type Out = ToGateway;
+    type PeerHello = GatewayHello;
+}
 
-impl Side for Gateway { type In = ToGateway; type Out = ToClient; type PeerHello = ClientHello; }
-impl Side for Client { type In = ToClient; type Out = ToGateway; type PeerHello = GatewayHello; }
+pub(crate) mod sealed {
+    use std::time::Instant;
 
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::Gateway {}
-    impl Sealed for super::Client {}
+    use anyproxy_frame::StreamId;
+
+    use crate::{Mux, PeerError, Side};
+
+    /// What an end does that the other does not.
+    pub trait Protocol: Sized {
+        /// Whether this end is the one that opens.
+        const OPENS: bool;
+
+        /// Acts on a frame of the peer.
+        fn handle(mux: &mut Mux<Self>, now: Instant, frame: Self::In) -> Result<(), PeerError>
+        where
+            Self: Side;
+
+        /// Whether a number belongs to a stream that lives or lived.
+        fn was_opened(&self, id: StreamId) -> bool;
+
+        /// The last open that this end honours.
+        fn last_open(&mut self) -> u32;
+
+        /// The peer reset a stream whose open has no answer.
+        fn reset_unanswered(mux: &mut Mux<Self>, now: Instant, id: StreamId) -> Result<(), PeerError>
+        where
+            Self: Side;
+
+        /// The next open to send.
+        fn poll_open(mux: &mut Mux<Self>) -> Option<Self::Out>
+        where
+            Self: Side;
+
+        /// The next part of rules to send.
+        fn poll_rules(&mut self) -> Option<Self::Out>
+        where
+            Self: Side;
+
+        /// Forgets what waits to be sent.
+        fn clear(&mut self);
+
+        /// Whether nothing waits to be sent.
+        fn is_idle(&self) -> bool;
+    }
 }

@@ -1,0 +1,246 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher, Hasher, RandomState},
+};
+
+use anyproxy_frame::{MAX_PAYLOAD, MAX_WINDOW, MIN_WINDOW, StreamFrame, StreamId};
+use bytes::Bytes;
+
+use crate::{chunks::Chunks, schedule::Place};
+
+/// Credit below this is waited upon when there is more to send, or a peer that grants single bytes would be sent
+/// single bytes (the silly window of RFC 9293 section 3.8.6.2). The receiver's half of the bargain is
+/// [`MIN_WINDOW`].
+const WORTHWHILE: u32 = MIN_WINDOW / 4;
+
+/// One direction of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Half {
+    #[default]
+    Open,
+    /// The owner has finished, and what waits goes first.
+    Finishing,
+    Over,
+}
+
+/// What waits to be sent.
+#[derive(Debug)]
+pub(crate) enum Unsent {
+    Bytes(Chunks),
+    /// Datagrams keep their limits.
+    Datagrams(VecDeque<Bytes>),
+}
+
+/// A stream of the tunnel. An idle one owns no memory beside this.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) unsent: Unsent,
+    /// Bytes that may be sent.
+    pub(crate) credit: u32,
+    /// Bytes that the peer may still send.
+    pub(crate) granted: u32,
+    /// Bytes that came and were not read yet.
+    pub(crate) held: u32,
+    /// What `granted` and `held` are brought up to together.
+    pub(crate) window: u32,
+    /// When credit was last given, in microseconds of the tunnel's life, wrapped around.
+    pub(crate) granted_at: u32,
+    /// Bytes it may send in this turn.
+    pub(crate) deficit: i32,
+    pub(crate) place: Place,
+    pub(crate) sending: Half,
+    pub(crate) receiving: Half,
+    /// The open has no answer yet.
+    pub(crate) unanswered: bool,
+    /// At a gateway, the open was sent; at a client, its owner has seen it.
+    pub(crate) known: bool,
+    /// It stands in the list of those that get credit.
+    pub(crate) credit_due: bool,
+}
+
+impl Stream {
+    /// A stream whose open has no answer yet.
+    pub(crate) fn new(datagrams: bool) -> Self {
+        let unsent =
+            if datagrams { Unsent::Datagrams(VecDeque::new()) } else { Unsent::Bytes(Chunks::new()) };
+        Self {
+            unsent,
+            credit: 0,
+            granted: 0,
+            held: 0,
+            window: 0,
+            granted_at: 0,
+            deficit: 0,
+            place: Place::None,
+            sending: Half::Open,
+            receiving: Half::Open,
+            unanswered: true,
+            known: false,
+            credit_due: false,
+        }
+    }
+
+    pub(crate) fn is_datagrams(&self) -> bool {
+        matches!(self.unsent, Unsent::Datagrams(_))
+    }
+
+    /// Whether both directions are over. It may still hold bytes for its reader.
+    pub(crate) fn is_over(&self) -> bool {
+        self.sending == Half::Over && self.receiving == Half::Over
+    }
+
+    /// Gives the peer a start window.
+    pub(crate) fn grant(&mut self, window: u32, now: u32) {
+        self.window = window;
+        self.granted = window;
+        self.granted_at = now;
+    }
+
+    /// Bytes waiting to be sent.
+    pub(crate) fn unsent_len(&self) -> usize {
+        match &self.unsent {
+            Unsent::Bytes(chunks) => chunks.len(),
+            Unsent::Datagrams(queue) => queue.iter().map(Bytes::len).sum(),
+        }
+    }
+
+    /// Whether there is a frame to send now.
+    pub(crate) fn is_ready(&self) -> bool {
+        if self.unanswered || self.sending == Half::Over {
+            return false;
+        }
+        match &self.unsent {
+            Unsent::Bytes(chunks) if !chunks.is_empty() => {
+                self.credit > 0 && (self.credit >= WORTHWHILE || self.credit as usize >= chunks.len())
+            }
+            Unsent::Datagrams(queue) if !queue.is_empty() => true,
+            _ => self.sending == Half::Finishing,
+        }
+    }
+
+    /// The next frame, of at most `max` bytes if it is cut from a connection's.
+    pub(crate) fn pop(&mut self, max: usize) -> Option<StreamFrame> {
+        if !self.is_ready() {
+            return None;
+        }
+        match &mut self.unsent {
+            Unsent::Bytes(chunks) if !chunks.is_empty() => {
+                let data = chunks.pop(max.min(self.credit as usize).min(MAX_PAYLOAD));
+                self.credit -= data.len() as u32;
+                Some(StreamFrame::Data(data))
+            }
+            Unsent::Datagrams(queue) if !queue.is_empty() => {
+                let datagram = queue.pop_front();
+                if queue.is_empty() {
+                    *queue = VecDeque::new();
+                }
+                datagram.map(StreamFrame::Datagram)
+            }
+            _ => {
+                self.sending = Half::Over;
+                Some(StreamFrame::Fin)
+            }
+        }
+    }
+
+    /// Adds credit; `false` if that is more than a stream can have.
+    pub(crate) fn add_credit(&mut self, increment: u32) -> bool {
+        match self.credit.checked_add(increment).filter(|credit| *credit <= MAX_WINDOW) {
+            Some(credit) => self.credit = credit,
+            None => return false,
+        }
+        true
+    }
+
+    /// How far credit and held bytes lie below `target`, if that is worth a frame: half of the target.
+    pub(crate) fn shortfall(&self, target: u32) -> Option<u32> {
+        let committed = self.granted.saturating_add(self.held);
+        let shortfall = target.checked_sub(committed)?;
+        (self.receiving == Half::Open && shortfall > 0 && shortfall >= target / 2).then_some(shortfall)
+    }
+
+    /// Ends both directions. Returns how many unsent bytes were lost by it.
+    pub(crate) fn end(&mut self) -> usize {
+        let lost = self.unsent_len();
+        self.unsent = match self.unsent {
+            Unsent::Bytes(_) => Unsent::Bytes(Chunks::new()),
+            Unsent::Datagrams(_) => Unsent::Datagrams(VecDeque::new()),
+        };
+        self.sending = Half::Over;
+        self.receiving = Half::Over;
+        lost
+    }
+}
+
+// === impl Streams ===
+
+/// The streams of a tunnel by number.
+#[derive(Debug, Default)]
+pub(crate) struct Streams(HashMap<StreamId, Stream, Spread>);
+
+impl Streams {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
+        self.0.get_mut(&id)
+    }
+
+    pub(crate) fn insert(&mut self, id: StreamId, stream: Stream) {
+        self.0.insert(id, stream);
+    }
+
+    pub(crate) fn remove(&mut self, id: StreamId) -> Option<Stream> {
+        let stream = self.0.remove(&id);
+        // A crowd long gone costs nothing. The factor keeps a table that breathes from being built anew all the time.
+        if self.0.capacity() > 1024 && self.0.len() * 8 < self.0.capacity() {
+            self.0.shrink_to(self.0.len() * 2);
+        }
+        stream
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (StreamId, &Stream)> {
+        self.0.iter().map(|(&id, stream)| (id, stream))
+    }
+}
+
+/// Spreads numbers by one multiplication with a secret: a hostile gateway may leave gaps between its numbers, and must
+/// not be able to choose them so that they meet in one place of the table.
+#[derive(Clone, Debug)]
+struct Spread(u64);
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self(RandomState::new().hash_one(0))
+    }
+}
+
+impl BuildHasher for Spread {
+    type Hasher = NumberHasher;
+
+    fn build_hasher(&self) -> NumberHasher {
+        NumberHasher(self.0)
+    }
+}
+
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let wide = u128::from(self.0 ^ number) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = wide as u64 ^ (wide >> 64) as u64;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+}
