@@ -7,7 +7,7 @@ pub const DEFAULT_GROUP: &str = "default";
 /// A user as an account store knows them: a name and the groups whose networks they may reach.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Account {
-    user: Arc<str>,
+    user: Option<Arc<str>>,
     groups: Box<[Arc<str>]>,
     key: Arc<str>,
 }
@@ -16,13 +16,20 @@ impl Account {
     /// An account of `user`, who belongs to `groups`; the first is the one they reach where nothing else decides.
     /// Without groups they belong to [`DEFAULT_GROUP`].
     pub fn new<G: Into<Arc<str>>>(user: impl Into<Arc<str>>, groups: impl IntoIterator<Item = G>) -> Self {
-        let user = user.into();
-        let mut groups: Box<[Arc<str>]> = groups.into_iter().map(Into::into).collect();
+        Self::build(Some(user.into()), groups.into_iter().map(Into::into).collect())
+    }
+
+    /// The account of everybody who comes through an open front that leads to `group`.
+    pub fn anonymous(group: impl Into<Arc<str>>) -> Self {
+        Self::build(None, Box::new([group.into()]))
+    }
+
+    fn build(user: Option<Arc<str>>, mut groups: Box<[Arc<str>]>) -> Self {
         if groups.is_empty() {
             groups = Box::new([DEFAULT_GROUP.into()]);
         }
         // A line feed can stand in neither a user's nor a group's name, so two accounts never share a key.
-        let key = format!("{user}\n{}", groups[0]).into();
+        let key = format!("{}\n{}", user.as_deref().unwrap_or_default(), groups[0]).into();
         Self { user, groups, key }
     }
 }
@@ -41,7 +48,7 @@ impl Identity {
     /// The user's name, if they were asked for it.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
-        self.0.as_deref().map(|account| &*account.user)
+        self.0.as_deref().and_then(|account| account.user.as_deref())
     }
 
     /// The group whose clients serve this user where no route says otherwise.

@@ -13,6 +13,7 @@
 //!   holds must leave with its last byte;
 //! - [`Datagrams`]: a udp dial's packets on its stream;
 //! - [`Endpoints`]: the members of a group, as a balancer sees them; [`Fault`]: what a failed dial says about one;
+//! - [`RulesVersion`]: which rules the far end has still to apply;
 //! - [`Journal`]: what is learned about a dial on its way, for the one who writes the access line.
 //!
 //! The smallest dial service answers each dial with a pipe:
@@ -47,6 +48,7 @@ mod identity;
 mod journal;
 mod login;
 mod outcome;
+mod rules;
 mod seam;
 mod service;
 mod source;
@@ -62,6 +64,7 @@ pub use identity::{Account, DEFAULT_GROUP, Identity};
 pub use journal::{Journal, StreamRef};
 pub use login::{Front, Login};
 pub use outcome::Outcome;
+pub use rules::RulesVersion;
 pub use seam::{BoxDial, BoxFuture, BoxGateway, BoxStream};
 pub use service::{DialService, GatewayStack, Verifier};
 pub use source::SourcePrefix;
