@@ -1,0 +1,273 @@
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use anyproxy_core::{BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Load, Network, RulesVersion};
+use anyproxy_tunnel::frame::{HostRef, Open};
+use anyproxy_tunnel::{Stream, Tunnel};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tower::Service;
+
+use crate::account::ClientAccount;
+use crate::error::NotServed;
+use crate::pins::Pin;
+use crate::registry::Common;
+
+/// One client: a dial service that opens streams on its tunnels.
+///
+/// A snapshot of the registry, and a handle: it goes on while its tunnels live.
+#[derive(Clone)]
+pub struct Client(Arc<Member>);
+
+struct Member {
+    id: Arc<str>,
+    group: Arc<str>,
+    account: Arc<ClientAccount>,
+    instance: u128,
+    links: Box<[Link]>,
+    common: Arc<Common>,
+}
+
+/// One tunnel of a client.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) tunnel: Tunnel,
+    pub(crate) session: u64,
+    /// Dials under way and living streams.
+    streams: Arc<AtomicUsize>,
+    /// Somebody took the client's place: the owner of the tunnel ends it in an orderly way.
+    pub(crate) replaced: CancellationToken,
+}
+
+impl Link {
+    pub(crate) fn new(tunnel: Tunnel, session: u64) -> Self {
+        Self { tunnel, session, streams: Arc::default(), replaced: CancellationToken::new() }
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.tunnel.accepts_opens() && !self.tunnel.is_stalled()
+    }
+}
+
+/// What is known of one tunnel now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TunnelStatus {
+    /// The tunnel's number, the same in the logs of both ends.
+    pub session: u64,
+    /// Dials under way and living streams.
+    pub streams: usize,
+    /// Bytes that wait to leave.
+    pub unsent: usize,
+    /// The last round trip measured.
+    pub rtt: Option<Duration>,
+    /// Whether it has bytes to send and nothing has left for some seconds.
+    pub stalled: bool,
+}
+
+/// A stream that counts as its client's load until its last byte.
+pub type ClientStream = Guarded<Stream, Carried>;
+
+/// What a living stream holds at the gateway; gives it back on drop.
+#[derive(Debug)]
+pub struct Carried {
+    streams: Arc<AtomicUsize>,
+    _pin: Option<Arc<Pin>>,
+    _counted: TaskTrackerToken,
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    pub(crate) fn new(
+        id: Arc<str>,
+        group: Arc<str>,
+        account: Arc<ClientAccount>,
+        instance: u128,
+        link: Link,
+        common: Arc<Common>,
+    ) -> Self {
+        Self(Arc::new(Member { id, group, account, instance, links: Box::new([link]), common }))
+    }
+
+    /// The same client with other tunnels.
+    pub(crate) fn with_links(&self, links: impl IntoIterator<Item = Link>) -> Self {
+        Self(Arc::new(Member {
+            id: self.0.id.clone(),
+            group: self.0.group.clone(),
+            account: self.0.account.clone(),
+            instance: self.0.instance,
+            links: links.into_iter().collect(),
+            common: self.0.common.clone(),
+        }))
+    }
+
+    /// The name it goes by; only one client of a gateway has it at a time.
+    #[must_use]
+    pub fn id(&self) -> &Arc<str> {
+        &self.0.id
+    }
+
+    /// The group whose users it serves.
+    #[must_use]
+    pub fn group(&self) -> &Arc<str> {
+        &self.0.group
+    }
+
+    /// The account it logged in with.
+    #[must_use]
+    pub fn account(&self) -> &Arc<ClientAccount> {
+        &self.0.account
+    }
+
+    /// What is known of each of its tunnels now.
+    pub fn tunnels(&self) -> impl Iterator<Item = TunnelStatus> + '_ {
+        self.0.links.iter().map(|link| TunnelStatus {
+            session: link.session,
+            streams: link.streams.load(Ordering::Relaxed),
+            unsent: link.tunnel.unsent(),
+            rtt: link.tunnel.rtt(),
+            stalled: link.tunnel.is_stalled(),
+        })
+    }
+
+    pub(crate) fn instance(&self) -> u128 {
+        self.0.instance
+    }
+
+    pub(crate) fn links(&self) -> &[Link] {
+        &self.0.links
+    }
+
+    /// Whether a tunnel takes opens. Once that is no longer so, it never is again for this snapshot.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.0.links.iter().any(|link| link.tunnel.accepts_opens())
+    }
+
+    /// Whether a tunnel takes opens and moves what it has.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.0.links.iter().any(Link::is_healthy)
+    }
+
+    /// Chooses the tunnel and counts the dial as its load.
+    fn begin(&self, dial: &Dial) -> Result<(Link, Carried), NotServed> {
+        let common = &self.0.common;
+        if common.is_draining() {
+            return Err(NotServed::draining(self.id()));
+        }
+        let pin = match dial.network {
+            Network::Tcp => None,
+            Network::Udp(association) => Some(
+                common.pins.hold(association, self).map_err(|_| NotServed::pinned_elsewhere(self.id()))?,
+            ),
+        };
+        let link = self.link(pin.as_deref()).ok_or_else(|| NotServed::no_tunnel(self.id()))?.clone();
+        link.streams.fetch_add(1, Ordering::Relaxed);
+        let streams = link.streams.clone();
+        Ok((link, Carried { streams, _pin: pin, _counted: common.streams.token() }))
+    }
+
+    /// The tunnel for one more stream: that of its association if it has one, else the least loaded, a stalled one
+    /// only where there is no other.
+    fn link(&self, pin: Option<&Pin>) -> Option<&Link> {
+        let open = self.0.links.iter().filter(|link| link.tunnel.accepts_opens());
+        if let Some(pin) = pin
+            && let Some(link) = open.clone().find(|link| link.session == pin.session())
+        {
+            return Some(link);
+        }
+        let link = open.min_by_key(|link| {
+            (link.tunnel.is_stalled(), link.streams.load(Ordering::Relaxed), link.tunnel.unsent())
+        })?;
+        if let Some(pin) = pin {
+            pin.set_session(link.session);
+        }
+        Some(link)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("id", &self.0.id)
+            .field("group", &self.0.group)
+            .field("tunnels", &self.0.links.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service<Dial> for Client {
+    type Response = ClientStream;
+    type Error = BoxError;
+    type Future = BoxFuture<ClientStream>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, dial: Dial) -> Self::Future {
+        let limit = self.0.common.open_timeout;
+        let begun = self.begin(&dial).and_then(|begun| {
+            let open = open(&dial, limit);
+            open.check().map_err(|field| NotServed::unwritable(self.id(), field))?;
+            Ok((begun, open))
+        });
+        let client = self.id().clone();
+        Box::pin(async move {
+            let ((link, carried), open) = begun?;
+            let asked = Instant::now();
+            let answer = timeout(limit, link.tunnel.open(open)).await;
+            dial.journal.add_opening(asked.elapsed());
+            let (stream, ok) = match answer {
+                Ok(answer) => answer.map_err(|error| NotServed::new(&client, error))?,
+                Err(_) => return Err(NotServed::unanswered(&client).into()),
+            };
+            dial.journal.set_served(stream.stream_ref(), client, ok.address);
+            Ok(Guarded::new(stream, carried))
+        })
+    }
+}
+
+impl Endpoint for Client {
+    fn name(&self) -> &str {
+        &self.0.id
+    }
+
+    fn load(&self) -> Load {
+        self.0.links.iter().fold(Load::default(), |load, link| Load {
+            streams: load.streams + link.streams.load(Ordering::Relaxed),
+            unsent: load.unsent + link.tunnel.unsent(),
+        })
+    }
+}
+
+/// The dial in the words of the wire.
+fn open(dial: &Dial, limit: Duration) -> Open {
+    let host = match dial.target.host() {
+        Host::Name(name) => HostRef::Name(name.as_str().to_owned()),
+        Host::Ip(address) => HostRef::Ip(*address),
+    };
+    let port = dial.target.port();
+    let open = match dial.network {
+        Network::Tcp => Open::tcp(host, port),
+        Network::Udp(association) => Open::udp(association.id(), host, port),
+    };
+    Open {
+        user: dial.identity.user().unwrap_or_default().to_owned(),
+        groups: dial.identity.groups().map(str::to_owned).collect(),
+        front: dial.front.as_str().to_owned(),
+        rules: dial.extensions.get().copied().map_or(0, RulesVersion::get),
+        deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+        ..open
+    }
+}

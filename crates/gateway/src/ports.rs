@@ -1,0 +1,361 @@
+//! The fixed ports that clients ask their gateway to listen on: a front that ships.
+//!
+//! A connection to such a port is a dial like any other, with the identity `port:<account>`, through the same
+//! layers; only the client that asked may serve it ([`OnlyClient`]). Its target is `localhost` and the port at the
+//! gateway: what that port stands for in its network, the client alone knows.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyproxy_core::{
+    Account, Association, BoxDial, ByteStream, Datagrams, Dial, DialService, Front, Host, Identity,
+    MAX_DATAGRAM, Target,
+};
+use anyproxy_front::{Connection, Listener, RelayConfig, relay};
+use anyproxy_tunnel::frame::{PortRequest, PortStatus, PortVerdict, Transport};
+use bytes::{Bytes, BytesMut};
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use crate::registry::{Claim, OnlyClient};
+
+/// How long a port stays open after its client's last tunnel: a client that reconnects finds it, and so do its users,
+/// who meanwhile wait for the client as those of every front do.
+const KEEP: Duration = Duration::from_secs(10);
+
+/// The most senders a UDP port knows at once. Datagrams of more are dropped until one of these is silent for
+/// [`UDP_IDLE`].
+const MAX_SENDERS: usize = 1024;
+
+/// How long a sender of a UDP port is remembered after its last datagram (RFC 4787 REQ-5).
+const UDP_IDLE: Duration = Duration::from_secs(120);
+
+/// Datagrams of one sender that wait for its dial; more are dropped.
+const UDP_BACKLOG: usize = 64;
+
+/// The front of the ports that clients may have opened, and the book of who has which.
+///
+/// A handle; clones share the book. The ports live until [`Gateway::serve`](crate::Gateway::serve) ends.
+#[derive(Clone)]
+pub struct Ports(Arc<Book>);
+
+struct Book {
+    address: IpAddr,
+    dials: BoxDial,
+    relay: RelayConfig,
+    open: Mutex<HashMap<PortRequest, Holder>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// An open port, and how many tunnels of its client hold it.
+struct Holder {
+    client: Arc<str>,
+    tunnels: watch::Sender<usize>,
+}
+
+/// The ports a tunnel's client holds by it; given back on drop.
+pub(crate) struct Leases {
+    _held: Vec<Lease>,
+}
+
+struct Lease(watch::Sender<usize>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.send_modify(|tunnels| *tunnels -= 1);
+    }
+}
+
+impl Leases {
+    /// No port for anybody.
+    pub(crate) fn denied(requests: &[PortRequest]) -> (Vec<PortVerdict>, Self) {
+        let denied = |request: &PortRequest| PortVerdict { request: *request, status: PortStatus::Denied };
+        (requests.iter().map(denied).collect(), Self { _held: Vec::new() })
+    }
+}
+
+// === impl Ports ===
+
+impl Ports {
+    /// Opens ports on `address` for clients that ask and may, and dials with `dials`: the stack that the other
+    /// fronts use, without its login.
+    pub fn new<S>(address: IpAddr, dials: S, relay: RelayConfig) -> Self
+    where
+        S: DialService<Future: Send + 'static>,
+    {
+        Self(Arc::new(Book {
+            address,
+            dials: BoxDial::new(dials),
+            relay,
+            open: Mutex::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// The ports that are open now, and the client of each.
+    #[must_use]
+    pub fn open(&self) -> Vec<(u16, &'static str, Arc<str>)> {
+        let name = |transport| match transport {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        };
+        let open = self.0.lock();
+        open.iter().map(|(key, holder)| (key.port, name(key.transport), holder.client.clone())).collect()
+    }
+
+    /// Closes all ports and waits for their connections.
+    pub(crate) async fn close(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Judges what a client asks for, in the order it asks.
+    pub(crate) fn lease(&self, claim: &Claim, requests: &[PortRequest]) -> (Vec<PortVerdict>, Leases) {
+        let mut leases = Vec::new();
+        let verdicts = requests
+            .iter()
+            .map(|request| {
+                let status = match self.lease_one(claim, *request) {
+                    Ok(lease) => {
+                        leases.push(lease);
+                        PortStatus::Open
+                    }
+                    Err(status) => status,
+                };
+                PortVerdict { request: *request, status }
+            })
+            .collect();
+        (verdicts, Leases { _held: leases })
+    }
+
+    fn lease_one(&self, claim: &Claim, request: PortRequest) -> Result<Lease, PortStatus> {
+        if !claim.account.may_open(request.port) {
+            warn!(client = ?claim.id, account = ?claim.account.name(), port = request.port, "port refused: not one of its account");
+            return Err(PortStatus::Denied);
+        }
+        let mut open = self.0.lock();
+        if let Some(holder) = open.get(&request) {
+            if holder.client != claim.id {
+                return Err(PortStatus::Taken);
+            }
+            holder.tunnels.send_modify(|tunnels| *tunnels += 1);
+            return Ok(Lease(holder.tunnels.clone()));
+        }
+        let tunnels = watch::Sender::new(1);
+        self.spawn(claim, request, &tunnels).map_err(|error| {
+            warn!(client = ?claim.id, port = request.port, %error, "cannot open a client's port");
+            if error.kind() == io::ErrorKind::AddrInUse { PortStatus::Taken } else { PortStatus::Failed }
+        })?;
+        info!(client = ?claim.id, port = request.port, transport = ?request.transport, "opened a client's port");
+        open.insert(request, Holder { client: claim.id.clone(), tunnels: tunnels.clone() });
+        Ok(Lease(tunnels))
+    }
+
+    /// Binds the port and serves it in a task of its own.
+    fn spawn(&self, claim: &Claim, request: PortRequest, tunnels: &watch::Sender<usize>) -> io::Result<()> {
+        let address = SocketAddr::new(self.0.address, request.port);
+        let stop = self.0.stop.child_token();
+        let port = Port {
+            dials: self.0.dials.clone(),
+            relay: self.0.relay,
+            identity: Account::new(format!("port:{}", claim.account.name()), [claim.group.clone()]).into(),
+            only: OnlyClient(claim.id.clone()),
+            port: request.port,
+        };
+        let unused = unused(self.clone(), request, tunnels.subscribe(), stop.clone());
+        match request.transport {
+            Transport::Tcp => {
+                let listener = Listener::bind(&[address])?;
+                let served = listener.serve(stop, move |user, source| port.clone().serve_tcp(user, source));
+                self.0.tasks.spawn(async move { tokio::join!(served, unused) });
+            }
+            Transport::Udp => {
+                let socket = std::net::UdpSocket::bind(address)?;
+                socket.set_nonblocking(true)?;
+                let served = port.serve_udp(Arc::new(UdpSocket::from_std(socket)?), stop);
+                self.0.tasks.spawn(async move { tokio::join!(served, unused) });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Book {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PortRequest, Holder>> {
+        // Nothing panics while it holds the lock.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ports")
+            .field("address", &self.0.address)
+            .field("open", &self.open())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Closes a port when no tunnel has held it for [`KEEP`].
+async fn unused(
+    ports: Ports,
+    request: PortRequest,
+    mut tunnels: watch::Receiver<usize>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            released = tunnels.wait_for(|tunnels| *tunnels == 0) => if released.is_err() { break },
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            held = timeout(KEEP, tunnels.wait_for(|tunnels| *tunnels > 0)) => if held.is_ok() { continue },
+        }
+        let mut open = ports.0.lock();
+        if *tunnels.borrow() == 0 {
+            open.remove(&request);
+            info!(port = request.port, transport = ?request.transport, "closed a client's port");
+            break;
+        }
+    }
+    stop.cancel();
+}
+
+// === Port ===
+
+/// What every connection to one port has in common.
+#[derive(Clone)]
+struct Port {
+    dials: BoxDial,
+    relay: RelayConfig,
+    identity: Identity,
+    only: OnlyClient,
+    port: u16,
+}
+
+impl Port {
+    fn dial(&self, source: SocketAddr, association: Option<Association>) -> Option<Dial> {
+        let target = Target::new(Host::parse("localhost").ok()?, self.port).ok()?;
+        let mut dial = match association {
+            None => Dial::tcp(target, source, Front::PORT),
+            Some(association) => Dial::udp(association, target, source, Front::PORT),
+        };
+        dial.identity = self.identity.clone();
+        dial.extensions.insert(self.only.clone());
+        Some(dial)
+    }
+
+    async fn serve_tcp<U: Connection>(self, mut user: U, source: SocketAddr) {
+        let Some(dial) = self.dial(source, None) else { return };
+        match self.dials.dial(dial).await {
+            Ok(stream) => {
+                relay(user, stream, self.relay).await;
+            }
+            Err(error) => {
+                debug!(%source, port = self.port, %error, "connection to a client's port not served");
+                // A reset, not an end: the port has no way to say why.
+                user.abort();
+            }
+        }
+    }
+
+    async fn serve_udp(self, socket: Arc<UdpSocket>, stop: CancellationToken) {
+        let mut senders: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
+        let mut flows = JoinSet::new();
+        let mut buf = vec![0; MAX_DATAGRAM];
+        loop {
+            let (length, source) = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(ended) = flows.join_next(), if !flows.is_empty() => {
+                    if let Ok(source) = ended { senders.remove(&source); }
+                    // A flow that panicked is known by its closed queue alone.
+                    senders.retain(|_, queue| !queue.is_closed());
+                    continue;
+                }
+                received = socket.recv_from(&mut buf) => match received {
+                    Ok(received) => received,
+                    // An answer of ours that nobody wanted (ICMP), or no memory: the socket lives.
+                    Err(error) => {
+                        debug!(port = self.port, %error, "cannot receive");
+                        sleep(Duration::from_millis(1)).await;
+                        continue;
+                    }
+                },
+            };
+            if !senders.contains_key(&source) {
+                if senders.len() >= MAX_SENDERS {
+                    continue;
+                }
+                let (queue, datagrams) = mpsc::channel(UDP_BACKLOG);
+                senders.insert(source, queue);
+                flows.spawn(self.clone().serve_flow(socket.clone(), source, datagrams));
+            }
+            if let Some(queue) = senders.get(&source) {
+                // A full way drops datagrams, as UDP may.
+                let _ = queue.try_send(Bytes::copy_from_slice(&buf[..length]));
+            }
+        }
+        flows.shutdown().await;
+    }
+
+    /// One sender's datagrams, both ways, until it is silent for long.
+    async fn serve_flow(
+        self,
+        socket: Arc<UdpSocket>,
+        source: SocketAddr,
+        queue: mpsc::Receiver<Bytes>,
+    ) -> SocketAddr {
+        let Some(dial) = self.dial(source, Some(Association::new())) else { return source };
+        match self.dials.dial(dial).await {
+            Ok(stream) => exchange(&socket, source, queue, stream).await,
+            Err(error) => {
+                debug!(%source, port = self.port, %error, "datagrams to a client's port not served")
+            }
+        }
+        source
+    }
+}
+
+async fn exchange(
+    socket: &UdpSocket,
+    source: SocketAddr,
+    mut queue: mpsc::Receiver<Bytes>,
+    stream: impl ByteStream,
+) {
+    let mut datagrams = Datagrams::new(stream);
+    let mut answer = BytesMut::new();
+    let mut idle = std::pin::pin!(sleep(UDP_IDLE));
+    loop {
+        tokio::select! {
+            // Only what the sender sends keeps its flow (RFC 4787 REQ-6).
+            () = &mut idle => return,
+            datagram = queue.recv() => {
+                let Some(datagram) = datagram else { return };
+                idle.as_mut().reset(tokio::time::Instant::now() + UDP_IDLE);
+                if std::future::poll_fn(|cx| std::task::Poll::Ready(datagrams.send_now(cx, &datagram))).await.is_err() {
+                    return;
+                }
+            }
+            received = datagrams.recv(&mut answer) => match received {
+                Ok(true) => {
+                    let _ = socket.send_to(&answer.split(), source).await;
+                }
+                _ => return,
+            },
+        }
+    }
+}

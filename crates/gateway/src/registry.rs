@@ -1,0 +1,484 @@
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyproxy_core::{Dial, Endpoints, Network};
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::account::ClientAccount;
+use crate::client::{Client, Link};
+use crate::pins::Pins;
+use crate::routes::Routes;
+
+/// How long a client may take to answer an open, unless it is set. A client's own limit for its dial is shorter, so
+/// that the target's silence is told apart from the client's.
+pub const DEFAULT_OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The most tunnels of one client. What `replicas` may ask for, with room for those that are dead and not yet known
+/// to be.
+pub(crate) const MAX_TUNNELS: usize = 64;
+
+/// Instances remembered that had to give a client's name up. Two processes that were given the same name need one
+/// place, and a few more are found out too.
+const MAX_OUSTED: usize = 4;
+
+/// How long an ousted instance must stay away: twice as long with each return, never longer than the second.
+const PENALTY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// The clients of a gateway: who is connected, in which groups, with which tunnels.
+///
+/// A handle; clones share the registry. As [`Endpoints`] it is what a balancer chooses from and what a waiting dial
+/// waits for. It is written by the [`Gateway`](crate::Gateway) alone.
+///
+/// Everything is one watched value: looking at it is one short read lock and no copy, and a wait for a client looks
+/// at the present first and misses no change.
+#[derive(Clone)]
+pub struct Clients(Arc<Registry>);
+
+struct Registry {
+    present: watch::Sender<Present>,
+    routes: ArcSwapOption<Box<dyn Routes>>,
+    sessions: AtomicU64,
+    common: Arc<Common>,
+}
+
+/// What the registry shares with each of its clients.
+pub(crate) struct Common {
+    pub(crate) pins: Arc<Pins>,
+    /// Has one token for each dial under way and each living stream.
+    pub(crate) streams: TaskTracker,
+    pub(crate) open_timeout: Duration,
+    draining: AtomicBool,
+}
+
+impl Common {
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Default)]
+struct Present {
+    groups: HashMap<Arc<str>, Arc<[Client]>>,
+    seats: HashMap<Arc<str>, Seat>,
+    rules: Option<(u32, Bytes)>,
+}
+
+/// A name in use.
+struct Seat {
+    client: Client,
+    /// Instances that gave the name up, the latest last.
+    ousted: VecDeque<u128>,
+    /// How often one of them took it back, and when the seat last changed hands.
+    returns: u32,
+    since: Instant,
+}
+
+/// Marks a dial that only one client may serve, whatever its group: one of a port that this client asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnlyClient(pub Arc<str>);
+
+/// Who a tunnel belongs to: what its login and its hello say.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) id: Arc<str>,
+    pub(crate) instance: u128,
+    pub(crate) group: Arc<str>,
+    pub(crate) account: Arc<ClientAccount>,
+}
+
+/// Why a tunnel is not registered. Told to the client as the reason of its go-away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// A client of another account goes by this name.
+    NameTaken,
+    /// The instance serves another group.
+    OtherGroup,
+    /// The instance has as many tunnels as it may.
+    TooManyTunnels,
+    /// The instance lost the name to another and comes back too soon.
+    Feud { wait: Duration },
+    /// The gateway drains.
+    Draining,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NameTaken => f.write_str("another account's client has this client id"),
+            Self::OtherGroup => f.write_str("this instance serves another group already"),
+            Self::TooManyTunnels => write!(f, "more than {MAX_TUNNELS} tunnels of one client"),
+            Self::Feud { wait } => {
+                write!(
+                    f,
+                    "another process with this client id took over; not before {} s",
+                    wait.as_secs() + 1
+                )
+            }
+            Self::Draining => f.write_str("the gateway drains"),
+        }
+    }
+}
+
+/// A tunnel's place in the registry. Dropping it takes this tunnel out, and never one that came later.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    clients: Clients,
+    id: Arc<str>,
+    session: u64,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.clients.remove(&self.id, self.session);
+    }
+}
+
+// === impl Clients ===
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self::new(DEFAULT_OPEN_TIMEOUT)
+    }
+}
+
+impl Clients {
+    /// A registry whose clients may take `open_timeout` to answer an open [15 s].
+    #[must_use]
+    pub fn new(open_timeout: Duration) -> Self {
+        let streams = TaskTracker::new();
+        streams.close();
+        Self(Arc::new(Registry {
+            present: watch::Sender::default(),
+            routes: ArcSwapOption::empty(),
+            sessions: AtomicU64::new(first_session()),
+            common: Arc::new(Common {
+                pins: Arc::default(),
+                streams,
+                open_timeout,
+                draining: AtomicBool::new(false),
+            }),
+        }))
+    }
+
+    /// Decides from now on which group serves a dial.
+    pub fn set_routes(&self, routes: impl Routes) {
+        self.0.routes.store(Some(Arc::new(Box::new(routes))));
+    }
+
+    /// Sends the rules that hold at the clients too, as they are encoded, to each tunnel once; tunnels that come
+    /// later get them first of all. The version is never 0, and a version that is in place already is not sent
+    /// again.
+    ///
+    /// Call it before dials are judged by the new version: a dial that overtook its rules would be refused.
+    pub fn set_rules(&self, version: u32, rules: Bytes) {
+        self.0.present.send_modify(|present| {
+            if present.rules.as_ref().is_some_and(|(current, _)| *current == version) {
+                return;
+            }
+            for link in present.seats.values().flat_map(|seat| seat.client.links()) {
+                link.tunnel.send_rules(version, rules.clone());
+            }
+            present.rules = Some((version, rules));
+        });
+    }
+
+    /// The clients that are connected now, for a page or a metric.
+    #[must_use]
+    pub fn connected(&self) -> Vec<Client> {
+        self.0.present.borrow().seats.values().map(|seat| seat.client.clone()).collect()
+    }
+
+    /// How many clients are connected now. With none, a gateway is not ready.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.present.borrow().seats.len()
+    }
+
+    /// Whether no client is connected now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Dials under way and living streams, those of replaced tunnels too.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.0.common.streams.len()
+    }
+
+    /// Ends the tunnels of every client that `keep` does not want: what was revoked stays revoked.
+    pub fn retain(&self, keep: impl Fn(&Client) -> bool) {
+        for client in self.connected() {
+            if !keep(&client) {
+                info!(client = ?client.id(), "client is no longer wanted");
+                client.links().iter().for_each(|link| link.tunnel.close());
+            }
+        }
+    }
+
+    /// Tells every client to open its tunnels elsewhere, refuses new dials as
+    /// [`Overloaded`](anyproxy_core::Outcome::Overloaded), and waits until the last stream has ended, at most
+    /// `limit`. There is no way back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the waiting only.
+    pub async fn drain(&self, limit: Duration) {
+        self.0.common.draining.store(true, Ordering::Relaxed);
+        for client in self.connected() {
+            client.links().iter().for_each(|link| link.tunnel.drain());
+        }
+        if tokio::time::timeout(limit, self.0.common.streams.wait()).await.is_err() {
+            warn!(streams = self.streams(), "streams outlived the drain and are reset");
+        }
+    }
+
+    /// Whether [`drain`](Self::drain) was called.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.0.common.is_draining()
+    }
+
+    /// A number for one more tunnel.
+    pub(crate) fn next_session(&self) -> u64 {
+        self.0.sessions.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether a tunnel of this claim would be taken now.
+    pub(crate) fn check(&self, claim: &Claim) -> Result<(), Refusal> {
+        if self.is_draining() {
+            return Err(Refusal::Draining);
+        }
+        match self.0.present.borrow().seats.get(&claim.id) {
+            None => Ok(()),
+            Some(seat) => seat.judge(claim).map(|_| ()),
+        }
+    }
+
+    /// Puts a tunnel in its place. From here on dials may come in on it.
+    pub(crate) fn register(&self, claim: &Claim, link: Link) -> Result<Registration, Refusal> {
+        if self.is_draining() {
+            return Err(Refusal::Draining);
+        }
+        let session = link.session;
+        let mut result = Ok(());
+        self.0.present.send_if_modified(|present| {
+            result = present.seat(claim, link, &self.0.common);
+            result.is_ok()
+        });
+        result.map(|()| Registration { clients: self.clone(), id: claim.id.clone(), session })
+    }
+
+    fn remove(&self, id: &Arc<str>, session: u64) {
+        self.0.present.send_if_modified(|present| present.unseat(id, session));
+    }
+
+    /// The group whose clients serve this dial.
+    fn group_of(&self, dial: &Dial) -> Option<Arc<str>> {
+        let group = self.0.routes.load().as_ref().and_then(|routes| routes.group(dial))?;
+        dial.identity.has_group(&group).then_some(group)
+    }
+}
+
+impl fmt::Debug for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clients").field("connected", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Endpoints for Clients {
+    type Endpoint = Client;
+
+    fn snapshot(&self, dial: &Dial) -> Arc<[Client]> {
+        if let Some(OnlyClient(id)) = dial.extensions.get() {
+            let present = self.0.present.borrow();
+            return present.seats.get(id).map(|seat| seat.client.clone()).into_iter().collect();
+        }
+        let routed = self.group_of(dial);
+        let group = routed.as_deref().unwrap_or_else(|| dial.identity.group());
+        let Some(all) = self.0.present.borrow().groups.get(group).cloned() else { return Arc::default() };
+        if let Network::Udp(association) = dial.network
+            && let Some(id) = self.0.common.pins.client(association)
+            && let Some(client) = all.iter().find(|client| *client.id() == id && client.is_usable())
+        {
+            return Arc::new([client.clone()]);
+        }
+        // While draining nobody takes opens, and asking one is what says so.
+        if self.is_draining() || all.iter().all(Client::is_healthy) {
+            return all;
+        }
+        let healthy: Arc<[_]> = all.iter().filter(|client| client.is_healthy()).cloned().collect();
+        if !healthy.is_empty() {
+            return healthy;
+        }
+        // Better a client that stalls than none: it may be over its stall before anybody else is there.
+        all.iter().filter(|client| client.is_usable()).cloned().collect()
+    }
+
+    fn served(&self, dial: &Dial) -> impl Future<Output = ()> + Send + 'static {
+        let only = dial.extensions.get().map(|OnlyClient(id)| id.clone());
+        let group = self.group_of(dial).unwrap_or_else(|| dial.identity.group().into());
+        let mut present = self.0.present.subscribe();
+        async move {
+            // The only error is that the registry is gone, and nobody waits for one that is.
+            let _ = present
+                .wait_for(|present| match &only {
+                    Some(id) => present.seats.get(id).is_some_and(|seat| seat.client.is_usable()),
+                    None => present.groups.get(&group).is_some_and(|all| all.iter().any(Client::is_usable)),
+                })
+                .await;
+        }
+    }
+}
+
+// === impl Present ===
+
+impl Present {
+    fn seat(&mut self, claim: &Claim, link: Link, common: &Arc<Common>) -> Result<(), Refusal> {
+        let newcomer = |link| {
+            let Claim { id, instance, group, account } = claim.clone();
+            Client::new(id, group, account, instance, link, common.clone())
+        };
+        if let Some((version, rules)) = &self.rules {
+            link.tunnel.send_rules(*version, rules.clone());
+        }
+        let Some(seat) = self.seats.get_mut(&claim.id) else {
+            let client = newcomer(link);
+            self.seats.insert(claim.id.clone(), Seat::new(client.clone()));
+            self.put(client);
+            return Ok(());
+        };
+        let old = match seat.judge(claim)? {
+            Entry::Tunnel => {
+                seat.client = seat.client.with_links(seat.client.links().iter().cloned().chain([link]));
+                None
+            }
+            Entry::Takeover { returns } => {
+                let old = std::mem::replace(&mut seat.client, newcomer(link));
+                seat.oust(&old, returns);
+                Some(old)
+            }
+        };
+        let client = seat.client.clone();
+        if let Some(old) = old {
+            old.links().iter().for_each(|link| link.replaced.cancel());
+            if old.group() != client.group() {
+                self.take(old.group(), old.id());
+            }
+        }
+        self.put(client);
+        Ok(())
+    }
+
+    fn unseat(&mut self, id: &Arc<str>, session: u64) -> bool {
+        let Some(seat) = self.seats.get_mut(id) else { return false };
+        let links = seat.client.links();
+        // The seat has changed hands since: what is left is not this tunnel's to clean up.
+        if links.iter().all(|link| link.session != session) {
+            return false;
+        }
+        if links.len() > 1 {
+            seat.client =
+                seat.client.with_links(links.iter().filter(|link| link.session != session).cloned());
+            let client = seat.client.clone();
+            self.put(client);
+        } else {
+            let group = seat.client.group().clone();
+            self.seats.remove(id);
+            self.take(&group, id);
+        }
+        true
+    }
+
+    /// Puts a client into its group, in place of its former self.
+    fn put(&mut self, client: Client) {
+        let group = self.groups.entry(client.group().clone()).or_default();
+        *group = if group.iter().any(|other| other.id() == client.id()) {
+            let same =
+                |other: &Client| if other.id() == client.id() { client.clone() } else { other.clone() };
+            group.iter().map(same).collect()
+        } else {
+            group.iter().cloned().chain([client]).collect()
+        };
+    }
+
+    fn take(&mut self, group: &Arc<str>, id: &Arc<str>) {
+        if let Some(all) = self.groups.get_mut(group) {
+            *all = all.iter().filter(|client| client.id() != id).cloned().collect();
+            if all.is_empty() {
+                self.groups.remove(group);
+            }
+        }
+    }
+}
+
+// === impl Seat ===
+
+/// How a tunnel comes in where its client's name is in use.
+enum Entry {
+    /// One more of the same instance.
+    Tunnel,
+    /// The first of a new instance.
+    Takeover { returns: u32 },
+}
+
+impl Seat {
+    fn new(client: Client) -> Self {
+        Self { client, ousted: VecDeque::new(), returns: 0, since: Instant::now() }
+    }
+
+    fn judge(&self, claim: &Claim) -> Result<Entry, Refusal> {
+        if self.client.account().name() != claim.account.name() {
+            return Err(Refusal::NameTaken);
+        }
+        if self.client.instance() == claim.instance {
+            return if self.client.group() != &claim.group {
+                Err(Refusal::OtherGroup)
+            } else if self.client.links().len() >= MAX_TUNNELS {
+                Err(Refusal::TooManyTunnels)
+            } else {
+                Ok(Entry::Tunnel)
+            };
+        }
+        if !self.ousted.contains(&claim.instance) {
+            return Ok(Entry::Takeover { returns: 0 });
+        }
+        let (first, longest) = PENALTY;
+        let penalty = first.saturating_mul(1 << self.returns.min(16)).min(longest);
+        let wait = penalty.saturating_sub(self.since.elapsed());
+        if wait.is_zero() {
+            Ok(Entry::Takeover { returns: self.returns + 1 })
+        } else {
+            Err(Refusal::Feud { wait })
+        }
+    }
+
+    fn oust(&mut self, old: &Client, returns: u32) {
+        if returns > 0 {
+            warn!(client = ?old.id(), account = ?old.account().name(), returns, "two processes use the same client id");
+        }
+        self.ousted.retain(|instance| *instance != self.client.instance());
+        if self.ousted.len() == MAX_OUSTED {
+            self.ousted.pop_front();
+        }
+        self.ousted.push_back(old.instance());
+        self.returns = returns;
+        self.since = Instant::now();
+    }
+}
+
+/// A start for the tunnels' numbers: random in its upper half, so that two lives of a gateway do not write the same
+/// stream into their logs.
+fn first_session() -> u64 {
+    use std::hash::BuildHasher as _;
+    std::hash::RandomState::new().hash_one(()) << 32 | 1
+}
