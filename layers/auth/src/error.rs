@@ -1,0 +1,66 @@
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use anyproxy_core::Outcome;
+
+/// A login that [`Verify`](crate::Verify) did not accept.
+///
+/// Users see [`Outcome::LoginRequired`] whether credentials were missing or wrong; those who count attempts can ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected(Reason);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Missing,
+    Wrong,
+    Busy,
+    Interrupted,
+}
+
+impl Rejected {
+    pub(crate) const MISSING: Self = Self(Reason::Missing);
+    pub(crate) const WRONG: Self = Self(Reason::Wrong);
+    pub(crate) const BUSY: Self = Self(Reason::Busy);
+    pub(crate) const INTERRUPTED: Self = Self(Reason::Interrupted);
+
+    /// Whether there were no credentials: the ordinary first step of a browser.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        self.0 == Reason::Missing
+    }
+
+    /// Whether credentials were presented and are nobody's.
+    #[must_use]
+    pub fn is_wrong(&self) -> bool {
+        self.0 == Reason::Wrong
+    }
+
+    /// Whether too many logins wait to be hashed; nothing is known about the credentials.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.0 == Reason::Busy
+    }
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Reason::Missing => "no credentials",
+            Reason::Wrong => "wrong credentials",
+            Reason::Busy => "too many logins wait to be verified",
+            Reason::Interrupted => "the verification was interrupted",
+        })
+    }
+}
+
+impl Error for Rejected {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        static BUSY: Outcome = Outcome::Overloaded { retry_after: Duration::from_secs(1) };
+        Some(match self.0 {
+            Reason::Missing | Reason::Wrong => &Outcome::LoginRequired,
+            Reason::Busy => &BUSY,
+            Reason::Interrupted => &Outcome::Internal,
+        })
+    }
+}
