@@ -7,6 +7,8 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::listener::canonical;
+
 /// What a front needs of a user's connection: bytes both ways, and an end that cannot be taken for a clean one.
 ///
 /// As with every stream here, `shutdown` ends the way to the user and leaves the other one open.
@@ -14,7 +16,7 @@ pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Makes the coming drop a reset: the user sees an error, not an end, and what was not yet sent is lost.
     fn abort(&mut self);
 
-    /// The address the user connected to, where there is one.
+    /// The address the user connected to, where there is one; never an IPv4-mapped one.
     fn local_addr(&self) -> Option<SocketAddr> {
         None
     }
@@ -27,7 +29,7 @@ impl Connection for TcpStream {
     }
 
     fn local_addr(&self) -> Option<SocketAddr> {
-        Self::local_addr(self).ok()
+        Self::local_addr(self).ok().map(canonical)
     }
 }
 
@@ -99,7 +101,7 @@ impl Connection for UserStream {
     }
 
     fn local_addr(&self) -> Option<SocketAddr> {
-        self.tcp().local_addr().ok()
+        self.tcp().local_addr().ok().map(canonical)
     }
 }
 

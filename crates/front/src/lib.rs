@@ -7,6 +7,8 @@
 //! - [`Connection`]: what a front needs of a user's connection, and [`UserStream`], the real one, plain or TLS;
 //! - [`Relay`]: bytes both ways between a user and a stream, each way ended as it should be, no memory while idle;
 //! - [`Rewind`]: a connection whose first bytes were looked at, for ports that speak several protocols;
+//! - [`farewell`]: the end of a connection whose last answer must arrive;
+//! - [`Scratch`]: memory for the moment of a read;
 //! - [`Throttle`]: warnings that a user can cause, but not at will.
 //!
 //! A front is an accept loop, a dial and a relay. The smallest one asks nobody anything and always dials one target:
@@ -35,6 +37,7 @@
 //! ```
 
 mod connection;
+mod farewell;
 mod listener;
 mod relay;
 mod rewind;
@@ -43,8 +46,10 @@ mod throttle;
 mod tls;
 
 pub use connection::{Connection, UserStream};
+pub use farewell::farewell;
 pub use listener::{DEFAULT_HANDSHAKE_TIMEOUT, Listener};
 pub use relay::{End, Relay, RelayConfig, relay};
 pub use rewind::Rewind;
+pub use scratch::Scratch;
 pub use throttle::Throttle;
 pub use tls::Tls;

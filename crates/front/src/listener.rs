@@ -131,7 +131,7 @@ impl Listener {
     ///
     /// A connection that panics ends alone. Without descriptors or memory the loop pauses, 100 ms at first and
     /// never more than a second, and goes on. TLS handshakes run in the connection's task, so that nobody waits for
-    /// somebody else's.
+    /// somebody else's. An IPv4 user of a socket for both families is told to `front` by the IPv4 address.
     ///
     /// # Cancel safety
     ///
@@ -199,7 +199,7 @@ impl Listener {
         poll_fn(|cx| {
             for socket in &self.sockets {
                 if let Poll::Ready(accepted) = socket.poll_accept(cx) {
-                    return Poll::Ready(accepted);
+                    return Poll::Ready(accepted.map(|(tcp, source)| (tcp, canonical(source))));
                 }
             }
             Poll::Pending
@@ -242,6 +242,18 @@ async fn handshake(tls: Tls, tcp: TcpStream, source: SocketAddr, limit: Duration
             debug!(%source, "TLS handshake took too long");
             None
         }
+    }
+}
+
+/// A socket for both families shows IPv4 users as IPv4-mapped ones; limits, logs and answers want the address itself.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address {
+        // Everything else stays as it is: an IPv6 address may have a scope.
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(v4.into(), address.port()),
+            None => address,
+        },
+        SocketAddr::V4(_) => address,
     }
 }
 
@@ -357,7 +369,11 @@ mod tests {
             Listener::bind(&[(Ipv4Addr::LOCALHOST, 0).into(), (Ipv4Addr::LOCALHOST, 0).into()]).unwrap();
         let addresses = both.local_addrs().unwrap();
         let stop = CancellationToken::new();
-        let _any = tokio::spawn(any.serve(stop.clone(), echo));
+        let _any = tokio::spawn(any.serve(stop.clone(), |user, source| {
+            assert_eq!(user.local_addr().unwrap().ip(), source.ip(), "loopback, and never IPv4-mapped");
+            assert_eq!(source.ip().to_canonical(), source.ip());
+            echo(user, source)
+        }));
         let _both = tokio::spawn(both.serve(stop.clone(), echo));
         assert!(answers((Ipv4Addr::LOCALHOST, port).into()).await);
         if StdListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {

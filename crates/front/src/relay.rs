@@ -176,7 +176,8 @@ impl<U: Connection, S: ByteStream> Relay<U, S> {
 
     /// Sends `bytes` to the target before anything else: what the front had already read behind the user's request.
     pub fn with_early(mut self, bytes: Bytes) -> Self {
-        self.unsent = bytes;
+        // An empty slice would keep the whole allocation.
+        self.unsent = if bytes.is_empty() { Bytes::new() } else { bytes };
         self
     }
 }

@@ -1,6 +1,5 @@
-//! Memory for the moment of a read, one piece per thread: thousands of idle relays hold none.
-
 use std::cell::Cell;
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 /// The most that is read from a user at once. Larger reads save system calls no longer and only cool the cache.
@@ -10,17 +9,27 @@ thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// This thread's scratch memory, given back on drop. Held within one `poll` only, never across an await; if it is
-/// taken twice at once, the second piece is a new one and one of the two goes away afterwards.
-pub(crate) struct Scratch(Vec<u8>);
+/// Memory for the moment of a read, 128 KiB and one piece per thread: thousands of idle connections hold none.
+///
+/// Given back on drop. Hold it within one `poll`, never across an await; if it is taken twice at once, the second
+/// piece is a new one and one of the two goes away afterwards. What is in it is whatever the last user left.
+pub struct Scratch(Vec<u8>);
 
 impl Scratch {
-    pub(crate) fn take() -> Self {
+    /// Takes this thread's piece.
+    #[must_use]
+    pub fn take() -> Self {
         let mut spare = SPARE.take();
         if spare.is_empty() {
             spare = vec![0; SCRATCH];
         }
         Self(spare)
+    }
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scratch")
     }
 }
 
