@@ -1,0 +1,375 @@
+use std::fmt;
+use std::future::pending;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use anyproxy_core::{BoxError, ByteStream, Dial, DialService, Front, GatewayStack, Login, Outcome, Target};
+use anyproxy_front::{Connection, DEFAULT_HANDSHAKE_TIMEOUT, Listener, Relay, RelayConfig, farewell, relay};
+use bytes::BytesMut;
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::proto::{Event, Handshake, HandshakeError, Method, Methods, Reply, ReplyCode, Request};
+use crate::reply_code;
+use crate::udp::{self, Seats, UdpConfig, UdpDrops, User};
+
+/// What is made room for when a user is read: every message of a handshake fits, and early data mostly.
+const READ: usize = 1024;
+
+/// The most early data taken before the target is connected. Beyond it the user waits, as TCP makes them.
+const EARLY: usize = 16 * 1024;
+
+/// The SOCKS5 front: speaks with users, asks `stack`, relays.
+///
+/// **Logins.** The front does not know whether there are accounts; the stack does. A user who offers "no login" is
+/// put to it without credentials: a stack without accounts (one in `tower::make::Shared`) serves them, and one that
+/// answers [`LoginRequired`](Outcome::LoginRequired), or that has locked the source out, makes the front ask for
+/// user name and password. A user who offers only these is asked in any case. What the stack refuses is not served:
+/// there is no way to a dial but through its answer.
+///
+/// **Ends.** A user who closes before the answer gives the dial up. One who has sent data ahead of the answer and
+/// then ends their side is taken at their word: the dial goes on, the data is delivered, and the end after it.
+#[derive(Clone)]
+pub struct Socks5<M> {
+    stack: M,
+    handshake_timeout: Duration,
+    relay: RelayConfig,
+    udp: UdpConfig,
+    seats: Arc<Seats>,
+    drops: Arc<UdpDrops>,
+}
+
+impl<M: GatewayStack> Socks5<M> {
+    /// A front to `stack`, its settings as documented at each `with_` method.
+    pub fn new(stack: M) -> Self {
+        Self {
+            stack,
+            handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
+            relay: RelayConfig::default(),
+            udp: UdpConfig::default(),
+            seats: Arc::default(),
+            drops: Arc::default(),
+        }
+    }
+
+    /// How long a user may take from the first byte to the request, login included [10 s]; then the connection is
+    /// closed. How long a dial may take is the stack's to say.
+    #[must_use]
+    pub fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// How long a connection may stand still once it is up.
+    #[must_use]
+    pub fn with_relay(mut self, config: RelayConfig) -> Self {
+        self.relay = config;
+        self
+    }
+
+    /// Whether and how UDP ASSOCIATE is served. Its caps hold for this front and its clones together.
+    #[must_use]
+    pub fn with_udp(mut self, config: UdpConfig) -> Self {
+        self.udp = config;
+        self
+    }
+
+    /// The count of datagrams that were dropped, for whoever publishes it.
+    #[must_use]
+    pub fn udp_drops(&self) -> Arc<UdpDrops> {
+        self.drops.clone()
+    }
+
+    /// Serves the users of `listener` until `stop`, then waits for those who are there; see [`Listener::serve`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends every connection with a reset.
+    pub async fn serve(self, listener: Listener, stop: CancellationToken) {
+        listener.serve(stop, move |user, source| self.serve_connection(user, source)).await;
+    }
+
+    /// Serves one user, who is connected from `source`.
+    ///
+    /// While a stream is idle, the future is a few hundred bytes: what the handshake needed is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the connection, with a reset if a stream was up.
+    pub fn serve_connection<U: Connection>(
+        &self,
+        user: U,
+        source: SocketAddr,
+    ) -> impl Future<Output = ()> + Send + use<M, U> {
+        let front = self.clone();
+        Session::Handshake { handshake: Box::pin(async move { front.handshake(user, source).await }) }
+    }
+
+    /// Everything up to the moment bytes are only carried. Associations are served in here, to their end.
+    async fn handshake<U: Connection>(
+        self,
+        mut user: U,
+        source: SocketAddr,
+    ) -> Option<Relay<U, impl ByteStream + use<M, U>>> {
+        let mut src = BytesMut::new();
+        let negotiated = timeout(self.handshake_timeout, self.negotiate(&mut user, source, &mut src)).await;
+        let asked = match negotiated {
+            Ok(Ok(asked)) => asked,
+            Ok(Err(parting)) => {
+                debug!(%source, %parting, "handshake failed");
+                if !matches!(parting, Parting::Lost(_)) {
+                    let _ = farewell(user).await;
+                }
+                return None;
+            }
+            Err(_) => {
+                debug!(%source, "handshake took too long");
+                return None;
+            }
+        };
+        match asked.request {
+            Request::Connect(target) => self.connect(user, source, src, asked.dials, target).await,
+            Request::Associate { from } => {
+                self.associate(user, source, asked.dials, asked.user, from).await;
+                None
+            }
+        }
+    }
+
+    /// From the greeting to the request.
+    async fn negotiate<U: Connection>(
+        &self,
+        user: &mut U,
+        source: SocketAddr,
+        src: &mut BytesMut,
+    ) -> Result<Asked<M::Response>, Parting> {
+        let mut handshake = Handshake::new();
+        let mut session = None;
+        loop {
+            let Some(event) = (match handshake.poll(src) {
+                Ok(event) => event,
+                Err(error) => {
+                    if let Some(answer) = error.answer() {
+                        say(user, &answer).await?;
+                    }
+                    return Err(Parting::Wrong(error));
+                }
+            }) else {
+                src.reserve(READ);
+                if user.read_buf(src).await? == 0 {
+                    return Err(Parting::Lost(io::ErrorKind::UnexpectedEof.into()));
+                }
+                continue;
+            };
+            match event {
+                Event::Greeting(methods) => {
+                    let (method, dials) = self.method(methods, source).await;
+                    session = dials.map(|dials| (dials, User::Source(source.into())));
+                    say(user, &handshake.choose(method)).await?;
+                    if method.is_none() {
+                        return Err(Parting::NoMethod);
+                    }
+                }
+                Event::Login(credentials) => {
+                    let name = User::Name(credentials.username.clone());
+                    let login = Login { credentials: Some(credentials), source, front: Front::SOCKS5 };
+                    let verdict = self.stack.login(login).await;
+                    say(user, &handshake.judge(verdict.is_ok())).await?;
+                    session = Some((verdict.map_err(Parting::Refused)?, name));
+                }
+                Event::Request(request) => {
+                    let (dials, user) = session.ok_or(Parting::NoMethod)?;
+                    return Ok(Asked { dials, user, request });
+                }
+            }
+        }
+    }
+
+    /// The way of logging in that the stack wants from a user who offers `methods`; if none is wanted, what they may
+    /// dial with.
+    async fn method(&self, methods: Methods, source: SocketAddr) -> (Option<Method>, Option<M::Response>) {
+        if methods.contains(Method::None) {
+            let login = Login { credentials: None, source, front: Front::SOCKS5 };
+            match self.stack.login(login).await {
+                Ok(dials) => return (Some(Method::None), Some(dials)),
+                Err(error) => debug!(%source, %error, "not without a login"),
+            }
+        }
+        (methods.contains(Method::Password).then_some(Method::Password), None)
+    }
+
+    async fn connect<U: Connection, D: DialService>(
+        &self,
+        mut user: U,
+        source: SocketAddr,
+        mut early: BytesMut,
+        dials: D,
+        target: Target,
+    ) -> Option<Relay<U, D::Response>> {
+        let dialled = tokio::select! {
+            dialled = dials.dial(Dial::tcp(target.clone(), source, Front::SOCKS5)) => dialled,
+            () = gone(&mut user, &mut early) => {
+                debug!(%source, %target, "the user left before the answer");
+                return None;
+            }
+        };
+        let stream = match dialled {
+            Ok(stream) => stream,
+            Err(error) => {
+                let code = reply_code(Outcome::of(&*error));
+                debug!(%source, %target, error = &*error, ?code, "not connected");
+                self.refuse(user, code).await;
+                return None;
+            }
+        };
+        let reply = Reply::new(ReplyCode::Succeeded).encode();
+        match timeout(self.handshake_timeout, say(&mut user, &reply)).await {
+            Ok(Ok(())) => Some(relay(user, stream, self.relay).with_early(early.freeze())),
+            _ => None,
+        }
+    }
+
+    async fn associate<U: Connection, D: DialService>(
+        &self,
+        mut user: U,
+        source: SocketAddr,
+        dials: D,
+        name: User,
+        from: Option<SocketAddr>,
+    ) {
+        let config = self.udp;
+        if !config.enabled {
+            return self.refuse(user, ReplyCode::CommandNotSupported).await;
+        }
+        let Some(_seat) = self.seats.take(name, &config) else {
+            debug!(%source, "too many associations");
+            return self.refuse(user, ReplyCode::GeneralFailure).await;
+        };
+        let (socket, bound) = match udp::bind(user.local_addr(), &config) {
+            Ok(bound) => bound,
+            Err(error) => {
+                debug!(%source, %error, "no port for an association");
+                return self.refuse(user, ReplyCode::GeneralFailure).await;
+            }
+        };
+        let reply = Reply::associated(bound).encode();
+        if let Ok(Ok(())) = timeout(self.handshake_timeout, say(&mut user, &reply)).await {
+            let end = udp::serve(&mut user, source, socket, dials, from, &config, self.drops.clone()).await;
+            debug!(%source, %end, "association ended");
+        }
+    }
+
+    /// Says no, and ends the connection so that it is heard.
+    async fn refuse<U: Connection>(&self, mut user: U, code: ReplyCode) {
+        let reply = Reply::new(code).encode();
+        if let Ok(Ok(())) = timeout(self.handshake_timeout, say(&mut user, &reply)).await {
+            let _ = farewell(user).await;
+        }
+    }
+}
+
+impl<M> fmt::Debug for Socks5<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socks5")
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("relay", &self.relay)
+            .field("udp", &self.udp)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a handshake leads to.
+struct Asked<D> {
+    dials: D,
+    user: User,
+    request: Request,
+}
+
+/// Why a handshake led to nothing.
+#[derive(Debug)]
+enum Parting {
+    /// They left, or cannot be spoken to.
+    Lost(io::Error),
+    /// They do not offer what the stack wants.
+    NoMethod,
+    /// The stack does not let them in.
+    Refused(BoxError),
+    /// They said something wrong.
+    Wrong(HandshakeError),
+}
+
+impl From<io::Error> for Parting {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl fmt::Display for Parting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(error) => write!(f, "user lost: {error}"),
+            Self::NoMethod => f.write_str("no way to log in that both know"),
+            Self::Refused(error) => write!(f, "login refused: {error}"),
+            Self::Wrong(error) => error.fmt(f),
+        }
+    }
+}
+
+async fn say<U: Connection>(user: &mut U, bytes: &[u8]) -> io::Result<()> {
+    user.write_all(bytes).await?;
+    user.flush().await
+}
+
+/// Ready when the user has gone: by an error, or by an end with nothing said after the request. What they say
+/// meanwhile is kept, and an end behind it is the end of what they say.
+async fn gone<U: Connection>(user: &mut U, early: &mut BytesMut) {
+    while early.len() < EARLY {
+        early.reserve(READ);
+        match user.read_buf(early).await {
+            Ok(0) if early.is_empty() => return,
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+    pending().await
+}
+
+pin_project! {
+    /// A user's connection: first a handshake, in a box, then a relay, in place.
+    #[project = SessionProj]
+    enum Session<U, S>
+    where
+        U: Connection,
+    {
+        Handshake { handshake: Pin<Box<dyn Future<Output = Option<Relay<U, S>>> + Send>> },
+        Relay { #[pin] relay: Relay<U, S> },
+    }
+}
+
+impl<U: Connection, S: ByteStream> Future for Session<U, S> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.as_mut().project() {
+                SessionProj::Handshake { handshake } => match ready!(handshake.as_mut().poll(cx)) {
+                    Some(relay) => self.set(Self::Relay { relay }),
+                    None => return Poll::Ready(()),
+                },
+                SessionProj::Relay { relay } => {
+                    let end = ready!(relay.poll(cx));
+                    debug!(%end, "relay ended");
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+}
