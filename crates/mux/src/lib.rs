@@ -65,6 +65,8 @@ mod error;
 mod event;
 mod gateway;
 mod liveness;
+#[doc(hidden)]
+pub mod model;
 mod mux;
 mod schedule;
 mod side;

@@ -381,6 +381,11 @@ impl<S: Side> Mux<S> {
         self.held
     }
 
+    /// By how much windows exceed the start window, in all.
+    pub fn grown(&self) -> u64 {
+        self.grown
+    }
+
     /// Datagrams that [`send_datagram`](Self::send_datagram) dropped.
     pub fn dropped_datagrams(&self) -> u64 {
         self.dropped_datagrams
