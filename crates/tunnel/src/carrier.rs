@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -50,7 +51,7 @@ pub enum CarrierError {
         /// The close code to answer with.
         code: u16,
         /// What it did.
-        what: &'static str,
+        what: Cow<'static, str>,
     },
 }
 

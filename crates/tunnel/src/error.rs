@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyproxy_core::Outcome;
 use anyproxy_mux::PeerError;
 use anyproxy_mux::frame::{FieldTooLong, GoAway, OpenErr, OpenErrClass};
-use tokio_tungstenite::tungstenite::http::StatusCode;
+use http::StatusCode;
 
 use crate::CarrierError;
 

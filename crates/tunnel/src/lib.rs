@@ -59,13 +59,15 @@
 mod config;
 mod error;
 
+mod client;
 mod gateway;
 
-mod client;
-
+mod cell;
 mod stream;
 
 mod driver;
+mod link;
+mod shared;
 
 mod carrier;
 mod read_ahead;

@@ -1,0 +1,204 @@
+//! What the driver of a tunnel and all its handles share.
+
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::cell::Bell;
+use crate::{CloseReason, Config};
+
+/// How long nothing may leave, though something waits, before a tunnel counts as stalled.
+const STALLED_AFTER: Duration = Duration::from_secs(3);
+
+/// What every handle of a tunnel knows.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) bell: Bell,
+    /// The number the gateway gave the tunnel.
+    pub(crate) session: u64,
+    /// Bytes a stream takes from its writer before they have left.
+    pub(crate) send_buffer: u32,
+    pub(crate) gauges: Gauges,
+    closed: watch::Sender<Option<CloseReason>>,
+}
+
+/// What the driver last saw; for those who choose between tunnels, and for metrics.
+#[derive(Debug)]
+pub(crate) struct Gauges {
+    pub(crate) streams: AtomicUsize,
+    pub(crate) unsent: AtomicUsize,
+    /// In microseconds; 0 while there was none.
+    pub(crate) rtt: AtomicU64,
+    pub(crate) going_away: AtomicBool,
+    pub(crate) dropped_datagrams: AtomicU64,
+    started: Instant,
+    /// Since when the carrier takes nothing, in milliseconds after `started`, plus one; 0 while it does.
+    blocked: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(session: u64, config: &Config, now: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            bell: Bell::default(),
+            session,
+            // Beyond 2 GiB the counter of unsent bytes could run over.
+            send_buffer: u32::try_from(config.send_buffer).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32),
+            gauges: Gauges::new(now),
+            closed: watch::Sender::new(None),
+        })
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.borrow().is_some()
+    }
+
+    /// Tells everybody that waits why the tunnel ended. Only the first reason counts.
+    pub(crate) fn set_closed(&self, reason: CloseReason) {
+        self.closed.send_if_modified(|closed| {
+            let first = closed.is_none();
+            closed.get_or_insert(reason);
+            first
+        });
+    }
+
+    pub(crate) fn closed(&self) -> impl Future<Output = CloseReason> + Send + 'static + use<> {
+        let mut closed = self.closed.subscribe();
+        async move {
+            // The sender may be dropped before the last reason was seen, never before there is one.
+            match closed.wait_for(Option::is_some).await {
+                Ok(reason) => reason.clone().unwrap_or(CloseReason::Abandoned),
+                Err(_) => CloseReason::Abandoned,
+            }
+        }
+    }
+}
+
+impl Gauges {
+    fn new(started: Instant) -> Self {
+        Self {
+            streams: AtomicUsize::new(0),
+            unsent: AtomicUsize::new(0),
+            rtt: AtomicU64::new(0),
+            going_away: AtomicBool::new(false),
+            dropped_datagrams: AtomicU64::new(0),
+            started,
+            blocked: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        match self.rtt.load(Ordering::Relaxed) {
+            0 => None,
+            micros => Some(Duration::from_micros(micros)),
+        }
+    }
+
+    pub(crate) fn set_rtt(&self, rtt: Duration) {
+        let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+        self.rtt.store(micros.max(1), Ordering::Relaxed);
+    }
+
+    /// Notes whether the carrier takes nothing.
+    pub(crate) fn set_blocked(&self, blocked: bool, now: Instant) {
+        if !blocked {
+            self.blocked.store(0, Ordering::Relaxed);
+        } else if self.blocked.load(Ordering::Relaxed) == 0 {
+            self.blocked.store(self.millis(now) + 1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn is_stalled(&self, now: Instant) -> bool {
+        match self.blocked.load(Ordering::Relaxed) {
+            0 => false,
+            since => Duration::from_millis((self.millis(now) + 1).saturating_sub(since)) >= STALLED_AFTER,
+        }
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX - 1)
+    }
+}
+
+// === Desk ===
+
+/// What the handles of one end ask of the driver, beside what streams do. `C` is what that end can ask.
+#[derive(Debug)]
+pub(crate) struct Desk<C> {
+    pub(crate) shared: Arc<Shared>,
+    orders: Mutex<Orders<C>>,
+}
+
+/// What the driver finds on its desk.
+#[derive(Debug)]
+pub(crate) struct Orders<C> {
+    pub(crate) commands: Vec<C>,
+    pub(crate) drain: bool,
+    pub(crate) close: bool,
+    /// The driver is gone.
+    off: bool,
+}
+
+impl<C> Default for Orders<C> {
+    fn default() -> Self {
+        Self { commands: Vec::new(), drain: false, close: false, off: false }
+    }
+}
+
+impl<C> Desk<C> {
+    pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self { shared, orders: Mutex::new(Orders::default()) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Orders<C>> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves a command for the driver, unless `limit` of them wait already: then, or if the driver is gone, it is
+    /// given back.
+    pub(crate) fn push(&self, command: C, limit: usize) -> Result<(), C> {
+        let first = {
+            let mut orders = self.lock();
+            if orders.off || orders.commands.len() >= limit {
+                return Err(command);
+            }
+            orders.commands.push(command);
+            orders.commands.len() == 1
+        };
+        if first {
+            self.shared.bell.wake();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn drain(&self) {
+        self.shared.gauges.going_away.store(true, Ordering::Relaxed);
+        self.lock().drain = true;
+        self.shared.bell.wake();
+    }
+
+    pub(crate) fn close(&self) {
+        self.lock().close = true;
+        self.shared.bell.wake();
+    }
+
+    /// Takes what there is.
+    pub(crate) fn take(&self) -> Orders<C> {
+        let mut orders = self.lock();
+        Orders {
+            commands: mem::take(&mut orders.commands),
+            drain: mem::take(&mut orders.drain),
+            close: orders.close,
+            off: orders.off,
+        }
+    }
+
+    /// Nobody serves any more. What was left.
+    pub(crate) fn turn_off(&self) -> Vec<C> {
+        let mut orders = self.lock();
+        orders.off = true;
+        mem::take(&mut orders.commands)
+    }
+}
