@@ -1,0 +1,372 @@
+//! Seats, and the line in front of them: one mutex, its own counters, everything in it a few steps long.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyproxy_core::{Association, BoxError, Dial, Network};
+use tokio::sync::oneshot;
+use tokio::time::{Sleep, sleep};
+
+use crate::error::{Overloaded, TooManyConnections};
+use crate::key::Key;
+
+/// How many streams there may be, and who may wait for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The most streams at once [unlimited]; 0 lets nobody in. What a process can carry follows from its descriptors
+    /// and its memory.
+    pub max_connections: usize,
+    /// The most streams of one user at once, waiting dials included [unlimited]. Anonymous users are told apart by
+    /// their network.
+    pub per_user_connections: usize,
+    /// The most dials that wait [1,024]; 0 = nobody waits. A longer line serves nobody sooner.
+    pub waiting: usize,
+    /// How long a dial waits [5 s]. Longer than users wait, and seats go to those who have left.
+    pub timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_connections: usize::MAX,
+            per_user_connections: usize::MAX,
+            waiting: 1024,
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How it stands now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// Seats taken: living streams and dials under way.
+    pub running: usize,
+    /// Dials that wait.
+    pub waiting: usize,
+}
+
+/// The seats and the line.
+#[derive(Debug, Default)]
+pub(crate) struct Line(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    settings: Settings,
+    running: usize,
+    waiting: usize,
+    /// Users with a seat or a place in the line; nobody else.
+    users: HashMap<Key, User>,
+    /// Those of them who wait, each once, whose turn is next in front.
+    turns: VecDeque<Key>,
+    next_ticket: u64,
+    /// An association is one connection of its user, however many flows it has.
+    associations: HashMap<Association, Weak<Seat>>,
+}
+
+#[derive(Debug, Default)]
+struct User {
+    running: usize,
+    waiting: VecDeque<Ticket>,
+}
+
+/// A place in the line. Its number finds it again.
+#[derive(Debug)]
+struct Ticket {
+    number: u64,
+    verdict: oneshot::Sender<Result<(), Overloaded>>,
+}
+
+/// A seat; free again when dropped. A stream holds it until its last byte.
+#[derive(Debug)]
+pub struct Permit {
+    _hold: Hold,
+}
+
+#[derive(Debug)]
+enum Hold {
+    One { _seat: Seat },
+    Shared { _seat: Arc<Seat> },
+}
+
+#[derive(Debug)]
+struct Seat {
+    line: Arc<Line>,
+    key: Key,
+    association: Option<Association>,
+}
+
+/// A dial in the line.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    /// `None` once the wait is over.
+    place: Option<Place>,
+    verdict: oneshot::Receiver<Result<(), Overloaded>>,
+    deadline: Pin<Box<Sleep>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    line: Arc<Line>,
+    key: Key,
+    number: u64,
+    association: Option<Association>,
+}
+
+/// What a dial gets at once.
+pub(crate) enum Entry {
+    Seated(Permit),
+    Waiting(Waiter),
+    Refused(BoxError),
+}
+
+// === impl Line ===
+
+impl Line {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self(Mutex::new(State { settings, ..State::default() }))
+    }
+
+    /// Gives a dial a seat, a place in the line, or a refusal.
+    pub(crate) fn enter(self: &Arc<Self>, dial: &Dial) -> Entry {
+        let key = Key::of(dial);
+        let association = match dial.network {
+            Network::Tcp => None,
+            Network::Udp(association) => Some(association),
+        };
+        let mut state = self.lock();
+        if let Some(seat) =
+            association.and_then(|association| state.associations.get(&association)?.upgrade())
+        {
+            return Entry::Seated(Permit { _hold: Hold::Shared { _seat: seat } });
+        }
+        if state.connections(&key) >= state.settings.per_user_connections {
+            return Entry::Refused(TooManyConnections.into());
+        }
+        // Whoever waits keeps all seats taken: nobody is overtaken here.
+        if state.running < state.settings.max_connections {
+            state.running += 1;
+            state.users.entry(key.clone()).or_default().running += 1;
+            return Entry::Seated(self.seat(&mut state, key, association));
+        }
+        if !state.make_room(&key) {
+            return Entry::Refused(Overloaded::LineFull.into());
+        }
+        let (number, verdict) = state.wait(&key);
+        let deadline = Box::pin(sleep(state.settings.timeout));
+        drop(state);
+        let place = Some(Place { line: self.clone(), key, number, association });
+        Entry::Waiting(Waiter { place, verdict, deadline })
+    }
+
+    /// Puts settings in place. Streams that are more than may be now live on; dials that are more than may wait are
+    /// turned away.
+    pub(crate) fn set(&self, settings: Settings) {
+        let mut state = self.lock();
+        state.settings = settings;
+        state.seat_next();
+        while state.waiting > settings.waiting {
+            let Some(longest) = state.longest() else { break };
+            state.turn_away_last(&longest);
+        }
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
+        self.lock().settings
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let state = self.lock();
+        Status { running: state.running, waiting: state.waiting }
+    }
+
+    /// The permit for a seat that is counted already.
+    fn seat(self: &Arc<Self>, state: &mut State, key: Key, association: Option<Association>) -> Permit {
+        let seat = Seat { line: self.clone(), key, association };
+        let hold = match association {
+            None => Hold::One { _seat: seat },
+            Some(association) => {
+                let seat = Arc::new(seat);
+                state.associations.insert(association, Arc::downgrade(&seat));
+                Hold::Shared { _seat: seat }
+            }
+        };
+        Permit { _hold: hold }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn connections(&self, key: &Key) -> usize {
+        self.users.get(key).map_or(0, |user| user.running + user.waiting.len())
+    }
+
+    /// Whether the line has a place for one more dial of this user. A full line takes it from the user who has the
+    /// most, if those are more than the newcomer's would be.
+    fn make_room(&mut self, key: &Key) -> bool {
+        if self.waiting < self.settings.waiting {
+            return true;
+        }
+        let places = |key: &Key| self.users.get(key).map_or(0, |user| user.waiting.len());
+        match self.longest() {
+            Some(longest) if self.settings.waiting > 0 && places(&longest) > places(key) + 1 => {
+                self.turn_away_last(&longest);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn longest(&self) -> Option<Key> {
+        self.turns.iter().max_by_key(|key| self.users.get(key).map_or(0, |user| user.waiting.len())).cloned()
+    }
+
+    fn wait(&mut self, key: &Key) -> (u64, oneshot::Receiver<Result<(), Overloaded>>) {
+        let (verdict, receiver) = oneshot::channel();
+        let number = self.next_ticket;
+        self.next_ticket += 1;
+        let user = self.users.entry(key.clone()).or_default();
+        if user.waiting.is_empty() {
+            self.turns.push_back(key.clone());
+        }
+        user.waiting.push_back(Ticket { number, verdict });
+        self.waiting += 1;
+        (number, receiver)
+    }
+
+    /// Gives free seats to those who wait, one user after the other.
+    fn seat_next(&mut self) {
+        while self.running < self.settings.max_connections {
+            let Some(key) = self.turns.pop_front() else { return };
+            let Some(user) = self.users.get_mut(&key) else { continue };
+            let Some(ticket) = user.waiting.pop_front() else { continue };
+            user.running += 1;
+            if !user.waiting.is_empty() {
+                self.turns.push_back(key);
+            }
+            self.waiting -= 1;
+            self.running += 1;
+            // A waiter leaves the line under this lock, so whoever is in it is still there to hear.
+            let _ = ticket.verdict.send(Ok(()));
+        }
+    }
+
+    fn turn_away_last(&mut self, key: &Key) {
+        let Some(user) = self.users.get_mut(key) else { return };
+        if let Some(ticket) = user.waiting.pop_back() {
+            self.waiting -= 1;
+            let _ = ticket.verdict.send(Err(Overloaded::LineFull));
+        }
+        self.tidy(key);
+    }
+
+    /// Takes a waiter out; `false` if it was called up already.
+    fn leave(&mut self, key: &Key, number: u64) -> bool {
+        let Some(user) = self.users.get_mut(key) else { return false };
+        let Ok(index) = user.waiting.binary_search_by_key(&number, |ticket| ticket.number) else {
+            return false;
+        };
+        user.waiting.remove(index);
+        self.waiting -= 1;
+        self.tidy(key);
+        true
+    }
+
+    fn release(&mut self, key: &Key) {
+        self.running -= 1;
+        if let Some(user) = self.users.get_mut(key) {
+            user.running -= 1;
+        }
+        self.tidy(key);
+        self.seat_next();
+    }
+
+    /// Forgets what is empty.
+    fn tidy(&mut self, key: &Key) {
+        let Some(user) = self.users.get(key) else { return };
+        if !user.waiting.is_empty() {
+            return;
+        }
+        if user.running == 0 {
+            self.users.remove(key);
+        }
+        if let Some(index) = self.turns.iter().position(|other| other == key) {
+            self.turns.remove(index);
+        }
+    }
+}
+
+// === impl Seat ===
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.line.lock();
+        if let Some(association) = self.association
+            // Another seat may have taken its place: two first flows at once.
+            && state.associations.get(&association).is_some_and(|seat| std::ptr::eq(seat.as_ptr(), self))
+        {
+            state.associations.remove(&association);
+        }
+        state.release(&self.key);
+    }
+}
+
+// === impl Waiter ===
+
+impl Future for Waiter {
+    type Output = Result<Permit, Overloaded>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match Pin::new(&mut self.verdict).poll(cx) {
+            Poll::Ready(Ok(Ok(()))) => {
+                // Polled after its end it would have no place; a future may then do what it likes.
+                let Some(place) = self.place.take() else { return Poll::Pending };
+                let Place { line, key, association, .. } = place;
+                let mut state = line.lock();
+                let permit = line.seat(&mut state, key, association);
+                drop(state);
+                Poll::Ready(Ok(permit))
+            }
+            Poll::Ready(Ok(Err(refused))) => {
+                self.place = None;
+                Poll::Ready(Err(refused))
+            }
+            // The line is gone, which its place keeps alive.
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Overloaded::LineFull)),
+            Poll::Pending => {
+                if self.deadline.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                self.give_up();
+                Poll::Ready(Err(Overloaded::TooLate))
+            }
+        }
+    }
+}
+
+impl Waiter {
+    /// Leaves the line; a seat that was given meanwhile goes to the next.
+    fn give_up(&mut self) {
+        let Some(place) = self.place.take() else { return };
+        let mut state = place.line.lock();
+        if !state.leave(&place.key, place.number) && matches!(self.verdict.try_recv(), Ok(Ok(()))) {
+            state.release(&place.key);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
