@@ -169,6 +169,19 @@ impl Cell {
         }
     }
 
+    /// Waits until all that was written has left.
+    pub(crate) fn poll_sent(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.lock();
+        if self.unsent() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        if state.reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        store(&mut state.writer, cx);
+        Poll::Pending
+    }
+
     /// Ends the writer's way, and waits until all of it has left: also, whether the driver must be rung.
     pub(crate) fn poll_finish(&self, cx: &mut Context<'_>) -> (Poll<io::Result<()>>, bool) {
         let mut state = self.lock();
@@ -326,6 +339,11 @@ impl State {
         self.check_writable()?;
         let kept = self.flow.as_mut().is_some_and(|flow| flow.outbox.push(datagram));
         Ok((kept, kept && self.ring()))
+    }
+
+    /// Whether the peer had said its last byte.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.fin_received
     }
 
     /// Waits for a reset: for one whose stream nobody reads yet.

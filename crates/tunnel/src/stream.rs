@@ -96,6 +96,35 @@ impl Stream {
         Ok(())
     }
 
+    /// Waits until [`poll_send`](Self::poll_send) takes something: how much. Who asks first need not keep what the
+    /// stream has no room for.
+    ///
+    /// # Errors
+    ///
+    /// As a write.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(ready!(self.cell.poll_room(cx, self.shared.send_buffer))? as usize))
+    }
+
+    /// Waits until everything written has left for the peer: for one who must reset the stream, and would not have
+    /// what came before lost. A flush does not wait, since nothing else speeds it up.
+    ///
+    /// # Errors
+    ///
+    /// As a write.
+    pub fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.cell.poll_sent(cx)
+    }
+
+    /// Waits until the peer resets the stream, or the tunnel is lost; a reader learns of it only behind what it has
+    /// not read yet. Also, whether the peer had finished its way before, so that all it said is there to be read.
+    ///
+    /// The task that waits is the one that reads.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut state = self.cell.lock();
+        state.poll_reset(cx).map(|()| state.is_finished())
+    }
+
     fn push(&self, data: Bytes) -> io::Result<()> {
         self.ring_if(self.cell.push(data)?);
         Ok(())

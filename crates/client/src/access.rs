@@ -1,0 +1,128 @@
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyproxy_core::StreamRef;
+use anyproxy_tunnel::frame::{HostRef, Network, Open};
+use tokio::time::Instant;
+
+use crate::relay::{End, Passed};
+
+/// The most bytes of one field of foreign text in a log line.
+const MAX_FIELD: usize = 512;
+
+/// The line that is written when a stream ends, or was not opened at all.
+///
+/// A stream keeps it for its whole life, so the words that the gateway told are one allocation: escaped, which
+/// leaves no line feed in them, and joined by line feeds.
+#[derive(Debug)]
+pub(crate) struct AccessLine {
+    client: Arc<str>,
+    stream: StreamRef,
+    /// Front, user, group, target.
+    words: Box<str>,
+    network: &'static str,
+    begun: Instant,
+    opened: Option<Instant>,
+}
+
+impl AccessLine {
+    pub(crate) fn new(client: Arc<str>, stream: StreamRef, open: &Open) -> Self {
+        let mut words = String::new();
+        let group = open.groups.first().map_or("", String::as_str);
+        for word in [open.front.as_str(), &open.user, group] {
+            let _ = writeln!(words, "{}", Escaped(word));
+        }
+        let _ = match &open.host {
+            HostRef::Name(name) => write!(words, "{}:{}", Escaped(name), open.port),
+            HostRef::Ip(ip) => write!(words, "{}", std::net::SocketAddr::new(ip.to_canonical(), open.port)),
+        };
+        let network = match open.network {
+            Network::Tcp => "tcp",
+            Network::Udp { .. } => "udp",
+        };
+        Self { client, stream, words: words.into(), network, begun: Instant::now(), opened: None }
+    }
+
+    /// The target was reached.
+    pub(crate) fn opened(&mut self) {
+        self.opened = Some(Instant::now());
+    }
+
+    /// The stream has ended.
+    pub(crate) fn ended(&self, passed: &Passed, end: End) {
+        self.write(passed, "ok", Some(end.as_str()), None);
+    }
+
+    /// There was no stream: the class of failure, and more words if there are any.
+    pub(crate) fn refused(&self, outcome: &'static str, reason: &str) {
+        let reason = (!reason.is_empty()).then(|| Escaped(reason).to_string());
+        self.write(&Passed::default(), outcome, None, reason.as_deref());
+    }
+
+    fn write(&self, passed: &Passed, outcome: &'static str, end: Option<&'static str>, reason: Option<&str>) {
+        let mut words = self.words.split('\n').map(|word| (!word.is_empty()).then_some(word));
+        let mut word = || words.next().flatten();
+        let (front, user, group, target) = (word(), word(), word(), word());
+        tracing::info!(
+            target: "access",
+            stream = %self.stream,
+            front,
+            user,
+            group,
+            network = self.network,
+            target,
+            client = &*self.client,
+            bytes_up = passed.up,
+            bytes_down = passed.down,
+            open_ms = self.opened.map(|opened| milliseconds(opened - self.begun)),
+            first_byte_ms = passed.first.map(|first| milliseconds(first.saturating_duration_since(self.begun))),
+            total_ms = milliseconds(self.begun.elapsed()),
+            outcome,
+            end,
+            reason,
+        );
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Foreign text as part of a log line: nothing in it can end the line or speak to a terminal, and it is cut.
+#[derive(Clone, Copy)]
+pub(crate) struct Escaped<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = MAX_FIELD;
+        for character in self.0.chars() {
+            let escaped = character.escape_debug();
+            let length = escaped.clone().map(char::len_utf8).sum();
+            if left < length {
+                return f.write_str("…");
+            }
+            left -= length;
+            for character in escaped {
+                f.write_char(character)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn o1_foreign_text_cannot_forge_a_line_and_is_cut() {
+        let evil = format!("alice\r\n\x1b[2J\u{202e}\0{}", "x".repeat(1 << 20));
+        let open = Open { user: evil.clone(), ..Open::tcp(HostRef::Name(evil), 22) };
+        let line = AccessLine::new("c".into(), StreamRef { session: 1, number: 2 }, &open);
+        assert_eq!(line.words.split('\n').count(), 4, "{}", line.words);
+        assert!(line.words.len() < 2048);
+        assert!(!line.words.contains(['\r', '\x1b', '\0', '\u{202e}']));
+        assert!(line.words.ends_with(":22"));
+    }
+}

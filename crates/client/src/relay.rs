@@ -1,0 +1,348 @@
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use anyproxy_tunnel::Stream;
+use anyproxy_tunnel::frame::ResetCode;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use pin_project_lite::pin_project;
+use tokio::io::{AsyncBufRead as _, AsyncWrite as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::io::poll_read_buf;
+
+/// Reads and writes each way may do in one poll before other streams get their turn: about a megabyte of bulk.
+const TURNS: usize = 8;
+/// The most that is read from a target at once: two full frames. Larger reads save no system calls worth the memory.
+const READ: usize = 128 * 1024;
+
+/// How long a relay may stand still; `None` = for ever.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// Without a byte in either direction.
+    pub(crate) idle: Option<Duration>,
+    /// The same, once one way has ended.
+    pub(crate) half_closed: Option<Duration>,
+}
+
+impl Patience {
+    /// When a relay that makes no more progress ends.
+    fn deadline(self, last_progress: Instant, half_closed: bool) -> Option<Instant> {
+        let limit = match (self.idle, self.half_closed) {
+            (Some(idle), Some(half)) if half_closed => idle.min(half),
+            (None, Some(half)) if half_closed => half,
+            (idle, _) => idle?,
+        };
+        last_progress.checked_add(limit)
+    }
+}
+
+/// How a stream ended. The words are those of the gateway's fronts, who see the same stream from the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Both ways were finished, every byte delivered.
+    Whole,
+    /// The gateway reset the stream, or the tunnel is gone; the target was shown a reset.
+    UserLost,
+    /// The target's connection failed; the gateway was shown a reset.
+    TargetLost,
+    /// Nothing moved for too long.
+    Idle,
+    /// One way was finished, and on the other nothing moved for too long.
+    HalfClosed,
+}
+
+impl End {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::UserLost => "user_lost",
+            Self::TargetLost => "target_lost",
+            Self::Idle => "idle",
+            Self::HalfClosed => "half_closed",
+        }
+    }
+}
+
+/// What passed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Passed {
+    /// Bytes the target took.
+    pub(crate) up: u64,
+    /// Bytes of the target that the tunnel took.
+    pub(crate) down: u64,
+    /// When the first of those came.
+    pub(crate) first: Option<Instant>,
+}
+
+pin_project! {
+    /// Bytes both ways between a stream of the tunnel and a target, as a future.
+    ///
+    /// - An end is passed on as an end, and the other way goes on; a failure is passed on as a reset, and ends both.
+    /// - It holds no buffer: it borrows the thread's while it reads from the target, which it does only when the
+    ///   tunnel has room, and to the target it writes straight from the chunks the tunnel received.
+    /// - Dropped before it is ready, it resets both sides.
+    #[must_use = "futures do nothing unless polled"]
+    pub(crate) struct Relay {
+        stream: Option<Stream>,
+        target: TcpStream,
+        up: Way,
+        down: Way,
+        passed: Passed,
+        patience: Patience,
+        last_progress: Instant,
+        #[pin]
+        timer: Option<Sleep>,
+        finished: bool,
+    }
+
+    impl PinnedDrop for Relay {
+        fn drop(this: Pin<&mut Self>) {
+            if !this.finished {
+                reset(&this.target);
+            }
+        }
+    }
+}
+
+/// One direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// The source has ended; the sink is to be told.
+    Ending,
+    Ended,
+    /// The target takes no more bytes, and has said its last one before: what it said is whole.
+    Deaf,
+    /// The connection is broken: what the target said may lack its end.
+    Torn,
+    /// The target failed; what it said before is on its way, and then the gateway is shown a reset.
+    Failing,
+}
+
+impl Way {
+    const fn is_over(self) -> bool {
+        matches!(self, Self::Ended | Self::Deaf | Self::Torn)
+    }
+}
+
+/// Makes the coming drop of a socket a reset, so that the target cannot take it for an end.
+fn reset(target: &TcpStream) {
+    // Fails only on a socket that is gone already.
+    let _ = target.set_zero_linger();
+}
+
+impl Relay {
+    /// Carries bytes between `stream` and `target`.
+    pub(crate) fn new(stream: Stream, target: TcpStream, patience: Patience) -> Self {
+        Self {
+            stream: Some(stream),
+            target,
+            up: Way::Open,
+            down: Way::Open,
+            passed: Passed::default(),
+            patience,
+            last_progress: Instant::now(),
+            timer: None,
+            finished: false,
+        }
+    }
+
+    /// What passed until now.
+    pub(crate) const fn passed(&self) -> Passed {
+        self.passed
+    }
+}
+
+impl Future for Relay {
+    type Output = End;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let mut this = self.project();
+        let mut ways = Ways {
+            stream: this.stream.as_mut().expect("polled again after it was ready"),
+            target: this.target,
+            up: this.up,
+            down: this.down,
+            passed: this.passed,
+            progress: false,
+        };
+        let end = match ways.poll_both(cx) {
+            Poll::Ready(end) => end,
+            Poll::Pending => {
+                if ways.progress {
+                    *this.last_progress = Instant::now();
+                }
+                let half_closed = this.up.is_over() || this.down.is_over();
+                let deadline = this.patience.deadline(*this.last_progress, half_closed);
+                ready!(poll_deadline(this.timer.as_mut(), deadline, cx));
+                if half_closed { End::HalfClosed } else { End::Idle }
+            }
+        };
+        *this.finished = end == End::Whole;
+        if let Some(stream) = this.stream.take() {
+            match end {
+                // Finished both ways: there is nothing to reset.
+                End::Whole => drop(stream),
+                End::TargetLost => stream.reset(ResetCode::PeerReset),
+                End::UserLost => stream.reset(ResetCode::Cancelled),
+                End::Idle | End::HalfClosed => stream.reset(ResetCode::Idle),
+            }
+        }
+        Poll::Ready(end)
+    }
+}
+
+/// Ready when `deadline` has passed. Progress moves the deadline on, but the timer is moved only when it fires, or
+/// when it is too late.
+fn poll_deadline(
+    mut timer: Pin<&mut Option<Sleep>>,
+    deadline: Option<Instant>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(deadline) = deadline else { return Poll::Pending };
+    loop {
+        match timer.as_mut().as_pin_mut() {
+            None => timer.set(Some(sleep_until(deadline))),
+            Some(running) if running.deadline() > deadline => running.reset(deadline),
+            Some(mut running) => {
+                ready!(running.as_mut().poll(cx));
+                if deadline <= Instant::now() {
+                    return Poll::Ready(());
+                }
+                running.reset(deadline);
+            }
+        }
+    }
+}
+
+/// A relay's parts for the time of one poll.
+struct Ways<'a> {
+    stream: &'a mut Stream,
+    target: &'a mut TcpStream,
+    up: &'a mut Way,
+    down: &'a mut Way,
+    passed: &'a mut Passed,
+    progress: bool,
+}
+
+impl Ways<'_> {
+    fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if let Poll::Ready(Err(end)) = self.poll_up(cx) {
+            return Poll::Ready(end);
+        }
+        if let Poll::Ready(Err(end)) = self.poll_down(cx) {
+            return Poll::Ready(end);
+        }
+        match (*self.up, *self.down) {
+            (Way::Ended, Way::Ended) => return Poll::Ready(End::Whole),
+            (up, down) if up.is_over() && down.is_over() => return Poll::Ready(End::TargetLost),
+            _ => {}
+        }
+        // A target that takes nothing more, or has nothing to say, must not hide that the user has left. What the user
+        // finished before is still delivered.
+        let finished = ready!(self.stream.poll_reset(cx));
+        if finished && !self.up.is_over() { Poll::Pending } else { Poll::Ready(End::UserLost) }
+    }
+
+    /// From the user to the target.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        for _ in 0..TURNS {
+            match *self.up {
+                Way::Ended | Way::Deaf | Way::Torn | Way::Failing => return Poll::Ready(Ok(())),
+                Way::Ending => {
+                    *self.up = match ready!(Pin::new(&mut *self.target).poll_shutdown(cx)) {
+                        Ok(()) => Way::Ended,
+                        Err(_) => Way::Torn,
+                    };
+                    self.progress = true;
+                }
+                Way::Open => {
+                    let chunk =
+                        ready!(Pin::new(&mut *self.stream).poll_fill_buf(cx)).map_err(|_| End::UserLost)?;
+                    if chunk.is_empty() {
+                        *self.up = Way::Ending;
+                        continue;
+                    }
+                    match ready!(Pin::new(&mut *self.target).poll_write(cx, chunk)) {
+                        Ok(taken) => {
+                            Pin::new(&mut *self.stream).consume(taken);
+                            self.passed.up += taken as u64;
+                            self.progress = true;
+                        }
+                        // What the target said before it broke is still worth delivering: the early answer to an
+                        // upload. The kernel says EPIPE if the target had ended its own way before it reset ours.
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => *self.up = Way::Deaf,
+                        Err(_) => *self.up = Way::Torn,
+                    }
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// From the target to the user.
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        for _ in 0..TURNS {
+            match *self.down {
+                Way::Ended | Way::Deaf | Way::Torn => return Poll::Ready(Ok(())),
+                Way::Failing => {
+                    ready!(self.stream.poll_sent(cx)).map_err(|_| End::UserLost)?;
+                    return Poll::Ready(Err(End::TargetLost));
+                }
+                Way::Ending => {
+                    ready!(Pin::new(&mut *self.stream).poll_shutdown(cx)).map_err(|_| End::UserLost)?;
+                    self.progress = true;
+                    *self.down = Way::Ended;
+                }
+                Way::Open => {
+                    let room = ready!(self.stream.poll_room(cx)).map_err(|_| End::UserLost)?;
+                    let Ok(mut data) = ready!(read(self.target, room.min(READ), cx)) else {
+                        *self.down = Way::Failing;
+                        continue;
+                    };
+                    if data.is_empty() {
+                        // After a reset that the way up has met, the kernel says "end" here.
+                        *self.down = if *self.up == Way::Torn { Way::Failing } else { Way::Ending };
+                        continue;
+                    }
+                    self.passed.first.get_or_insert_with(Instant::now);
+                    self.passed.down += data.len() as u64;
+                    self.progress = true;
+                    // All of it, since there was room.
+                    let Poll::Ready(Ok(())) = self.stream.poll_send(cx, &mut data) else {
+                        return Poll::Ready(Err(End::UserLost));
+                    };
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+thread_local! {
+    /// Memory for the moment of a read, one piece per thread: thousands of idle relays hold none.
+    static SPARE: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
+
+/// What the target says next, at most `limit` bytes; empty at its end.
+fn read(target: &mut TcpStream, limit: usize, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    let mut spare = SPARE.take();
+    if spare.capacity() < READ {
+        spare = BytesMut::with_capacity(READ);
+    }
+    let result = poll_read_buf(Pin::new(target), cx, &mut (&mut spare).limit(limit));
+    let data = match result {
+        // At least half of the memory is used: it travels on as it is, and the next read takes a new piece.
+        Poll::Ready(Ok(read)) if read >= spare.capacity() / 2 => std::mem::take(&mut spare).freeze(),
+        _ => Bytes::copy_from_slice(&spare),
+    };
+    spare.clear();
+    SPARE.set(spare);
+    result.map_ok(|_| data)
+}

@@ -1,0 +1,126 @@
+//! One tunnel: what the gateway wants of it, until it ends.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use anyproxy_acl::{Limits, Policy};
+use anyproxy_tunnel::frame::{GoAway, GoAwayCode, OpenErr, OpenErrClass};
+use anyproxy_tunnel::{CloseReason, OpenRequest, Request};
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::access::Escaped;
+use crate::client::Shared;
+use crate::link::Link;
+use crate::open;
+use crate::udp::Associations;
+
+/// Versions of a gateway's rules kept: the newest, and those that opens on their way may still name.
+const VERSIONS: usize = 4;
+
+/// What the streams of one tunnel share.
+pub(crate) struct Context {
+    pub(crate) client: Arc<Shared>,
+    pub(crate) associations: Arc<Associations>,
+}
+
+/// How a tunnel left the service. What still lives on it goes on.
+#[derive(Debug)]
+pub(crate) enum Left {
+    /// The gateway takes it out of service; another should be opened.
+    GoAway(GoAwayCode),
+    /// It has ended.
+    Ended(CloseReason),
+    /// This client stops.
+    Stopped,
+}
+
+/// Serves the gateway's requests on `link` until the tunnel has ended, and says through `left` when it is no
+/// longer to be counted on. On `stop` it drains.
+pub(crate) async fn serve(
+    client: Arc<Shared>,
+    link: Link,
+    stop: CancellationToken,
+    left: oneshot::Sender<Left>,
+) {
+    let Link { tunnel, mut requests, hello, driver } = link;
+    let session = hello.session;
+    client.tasks.spawn(client.kill.clone().run_until_cancelled_owned(driver));
+    let context = Arc::new(Context { client: client.clone(), associations: Arc::default() });
+    let mut versions = Versions::default();
+    // Both go once the tunnel is out of service.
+    let (mut left, mut live) = (Some(left), Some(client.live.enter()));
+    let mut leave = |how| {
+        drop(live.take());
+        // Nobody listens any more if the client stops.
+        left.take().is_some_and(|left| left.send(how).is_ok())
+    };
+    let mut deadline = None;
+    loop {
+        tokio::select! {
+            request = requests.next() => match request {
+                Some(Request::Open(request)) => versions.admit(&context, request),
+                Some(Request::Rules { version, rules }) => versions.add(version, rules).await,
+                Some(Request::GoAway(GoAway { code, reason, .. })) => {
+                    tracing::info!(session, %code, reason = %Escaped(&reason), "the gateway closes a tunnel");
+                    leave(Left::GoAway(code));
+                }
+                Some(_) => {}
+                None => break,
+            },
+            () = stop.cancelled(), if deadline.is_none() => {
+                tunnel.drain();
+                leave(Left::Stopped);
+                deadline = Some(Instant::now() + client.config.drain_timeout);
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                tracing::warn!(session, streams = tunnel.streams(), "streams are cut: draining took too long");
+                tunnel.close();
+                break;
+            }
+        }
+    }
+    let reason = tunnel.closed().await;
+    tracing::info!(session, reason = reason.as_str(), detail = ?reason, "a tunnel ended");
+    leave(Left::Ended(reason));
+}
+
+/// The gateway's own rules, which hold here for what only this client sees: the addresses behind names.
+#[derive(Default)]
+struct Versions(VecDeque<(u32, Option<Arc<Policy>>)>);
+
+impl Versions {
+    /// Takes in a version. One that cannot be read is as good as none: opens that name it are refused.
+    async fn add(&mut self, version: u32, rules: Bytes) {
+        // A hundred thousand rules take a while; other tunnels and living streams do not wait for them.
+        let read = tokio::task::spawn_blocking(move || Policy::decode(&rules, &Limits::default())).await;
+        let policy = match read {
+            Ok(Ok(policy)) => Some(Arc::new(policy)),
+            Ok(Err(error)) => {
+                tracing::warn!(version, %error, "the gateway's rules cannot be read; what they judge is refused");
+                None
+            }
+            Err(_) => None,
+        };
+        self.0.retain(|(known, _)| *known != version);
+        self.0.push_front((version, policy));
+        self.0.truncate(VERSIONS);
+    }
+
+    fn admit(&self, context: &Arc<Context>, request: OpenRequest) {
+        let policy = match request.open().rules {
+            0 => None,
+            named => match self.0.iter().find(|(version, _)| *version == named) {
+                Some((_, Some(policy))) => Some(policy.clone()),
+                _ => {
+                    let text = format!("this client does not have version {named} of the gateway's rules");
+                    request.refuse(OpenErr::new(OpenErrClass::UnknownRules, text));
+                    return;
+                }
+            },
+        };
+        context.client.tasks.spawn(open::serve(context.clone(), request, policy));
+    }
+}

@@ -1,0 +1,279 @@
+//! Datagrams: the flows of one association leave from one socket, and only those it has sent to may answer.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use anyproxy_core::{Datagrams, MAX_DATAGRAM};
+use anyproxy_tunnel::Stream;
+use bytes::BytesMut;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::relay::{End, Passed};
+
+/// Destinations of one association; beyond it the one that was sent to longest ago goes.
+const MAX_DESTINATIONS: usize = 1_024;
+/// Datagrams taken from a socket before other tasks get their turn.
+const BURST: usize = 64;
+
+/// The associations of one tunnel. A tunnel's numbers mean nothing to another: two gateways count alike.
+#[derive(Debug, Default)]
+pub(crate) struct Associations(Mutex<HashMap<u64, Weak<Association>>>);
+
+/// The socket, or one for each family, of a user's socket; held by each of its flows.
+#[derive(Debug)]
+pub(crate) struct Association {
+    id: u64,
+    associations: Arc<Associations>,
+    sockets: [Mutex<Option<Arc<UdpSocket>>>; 2],
+    routes: Arc<Routes>,
+    tasks: TaskTracker,
+    receiving: CancellationToken,
+    /// Ends the receiving tasks with the last flow.
+    _receiving: DropGuard,
+}
+
+impl Associations {
+    /// The association of this number, the same as long as a flow of it lives. Its sockets are served in `tasks`.
+    pub(crate) fn join(self: &Arc<Self>, id: u64, tasks: &TaskTracker) -> Arc<Association> {
+        let mut entries = lock(&self.0);
+        if let Some(association) = entries.get(&id).and_then(Weak::upgrade) {
+            return association;
+        }
+        let receiving = CancellationToken::new();
+        let association = Arc::new(Association {
+            id,
+            associations: self.clone(),
+            sockets: Default::default(),
+            routes: Arc::default(),
+            tasks: tasks.clone(),
+            receiving: receiving.clone(),
+            _receiving: receiving.drop_guard(),
+        });
+        entries.insert(id, Arc::downgrade(&association));
+        association
+    }
+}
+
+impl Association {
+    /// The socket that reaches `destination`.
+    pub(crate) fn socket(&self, destination: SocketAddr) -> io::Result<Arc<UdpSocket>> {
+        let mut slot = lock(&self.sockets[usize::from(destination.is_ipv6())]);
+        if let Some(socket) = &*slot {
+            return Ok(socket.clone());
+        }
+        let socket = Arc::new(bind(destination.is_ipv6())?);
+        let receiving = receive(socket.clone(), self.routes.clone());
+        self.tasks.spawn(self.receiving.clone().run_until_cancelled_owned(receiving));
+        *slot = Some(socket.clone());
+        Ok(socket)
+    }
+}
+
+impl Drop for Association {
+    fn drop(&mut self) {
+        let mut entries = lock(&self.associations.0);
+        // An association that took its place stays.
+        if entries.get(&self.id).is_some_and(|entry| std::ptr::eq(entry.as_ptr(), self)) {
+            entries.remove(&self.id);
+        }
+    }
+}
+
+fn bind(v6: bool) -> io::Result<UdpSocket> {
+    let (domain, address) = if v6 {
+        (Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))
+    } else {
+        (Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
+    };
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if v6 {
+        // Each family has its own socket; an IPv4 address in an IPv6 one would be a second name for a destination.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// Nothing panics while it holds one of these locks, and what they guard is never half right.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === Answers ===
+
+/// Who may answer, and to which flow it goes: the one that sent there last.
+#[derive(Debug, Default)]
+struct Routes(Mutex<HashMap<(IpAddr, u16), Route>>);
+
+#[derive(Debug)]
+struct Route {
+    shared: Arc<Shared>,
+    last_sent: Instant,
+}
+
+/// What a flow's own task and the receiving task share.
+#[derive(Debug)]
+struct Shared {
+    datagrams: Mutex<Datagrams<Stream>>,
+    down: AtomicU64,
+    first: OnceLock<Instant>,
+    /// The association has too many destinations, and this was the oldest.
+    evicted: Notify,
+}
+
+impl Routes {
+    /// Lets `destination` answer to this flow.
+    fn claim(&self, destination: SocketAddr, shared: &Arc<Shared>) {
+        let mut routes = lock(&self.0);
+        let (key, last_sent) = (key(destination), Instant::now());
+        if let Some(route) = routes.get_mut(&key) {
+            route.last_sent = last_sent;
+            if !Arc::ptr_eq(&route.shared, shared) {
+                route.shared = shared.clone();
+            }
+            return;
+        }
+        if routes.len() >= MAX_DESTINATIONS
+            && let Some(oldest) = routes.iter().min_by_key(|(_, route)| route.last_sent).map(|(key, _)| *key)
+            && let Some(route) = routes.remove(&oldest)
+        {
+            route.shared.evicted.notify_one();
+        }
+        routes.insert(key, Route { shared: shared.clone(), last_sent });
+    }
+
+    fn release(&self, destination: SocketAddr, shared: &Arc<Shared>) {
+        let mut routes = lock(&self.0);
+        let key = key(destination);
+        if routes.get(&key).is_some_and(|route| Arc::ptr_eq(&route.shared, shared)) {
+            routes.remove(&key);
+        }
+    }
+
+    fn deliver(&self, source: SocketAddr, payload: &[u8]) {
+        // Nobody has sent there: dropped (RFC 4787 section 5).
+        let Some(shared) = lock(&self.0).get(&key(source)).map(|route| route.shared.clone()) else { return };
+        // Sent now or dropped: nobody waits, so nobody needs to be woken.
+        let sent = lock(&shared.datagrams).send_now(&mut Context::from_waker(Waker::noop()), payload);
+        if matches!(sent, Ok(true)) {
+            shared.down.fetch_add(payload.len() as u64, Ordering::Relaxed);
+            shared.first.get_or_init(Instant::now);
+        }
+    }
+}
+
+/// Without flow label and scope, which an answer may lack.
+const fn key(address: SocketAddr) -> (IpAddr, u16) {
+    (address.ip(), address.port())
+}
+
+thread_local! {
+    /// Memory for the moment of a receive, one piece per thread: idle sockets hold none.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+async fn receive(socket: Arc<UdpSocket>, routes: Arc<Routes>) {
+    loop {
+        if let Err(error) = socket.readable().await {
+            tracing::warn!(%error, "a socket for datagrams failed");
+            return;
+        }
+        let mut spare = SPARE.take();
+        spare.resize(MAX_DATAGRAM, 0);
+        for _ in 0..BURST {
+            match socket.try_recv_from(&mut spare) {
+                Ok((length, source)) => routes.deliver(source, &spare[..length]),
+                // Nothing more, or an error that is now taken from the socket.
+                Err(_) => break,
+            }
+        }
+        SPARE.set(spare);
+    }
+}
+
+// === Flow ===
+
+/// One destination of an association, with its stream.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    association: Arc<Association>,
+    socket: Arc<UdpSocket>,
+    destination: SocketAddr,
+    shared: Arc<Shared>,
+    up: u64,
+}
+
+impl Flow {
+    /// Carries datagrams between `stream` and `destination`, by a socket of `association` that reaches it.
+    pub(crate) fn new(
+        association: Arc<Association>,
+        socket: Arc<UdpSocket>,
+        destination: SocketAddr,
+        stream: Stream,
+    ) -> Self {
+        let shared = Shared {
+            datagrams: Mutex::new(Datagrams::new(stream)),
+            down: AtomicU64::new(0),
+            first: OnceLock::new(),
+            evicted: Notify::new(),
+        };
+        Self { association, socket, destination, shared: Arc::new(shared), up: 0 }
+    }
+
+    /// Runs until the user is done with it, or has sent nothing for `idle`. Answers do not prolong it (RFC 4787
+    /// section 4.3).
+    pub(crate) async fn run(&mut self, idle: Duration) -> End {
+        let mut timer = pin!(sleep_until(Instant::now() + idle));
+        loop {
+            let mut datagram = BytesMut::new();
+            tokio::select! {
+                received = poll_fn(|cx| lock(&self.shared.datagrams).poll_recv(cx, &mut datagram)) => {
+                    match received {
+                        Ok(true) => self.send(&datagram).await,
+                        Ok(false) => return End::Whole,
+                        Err(_) => return End::UserLost,
+                    }
+                    timer.as_mut().reset(Instant::now() + idle);
+                }
+                () = self.shared.evicted.notified() => return End::Idle,
+                () = &mut timer => return End::Idle,
+            }
+        }
+    }
+
+    /// A datagram that cannot be sent costs itself, never the flow.
+    async fn send(&mut self, payload: &[u8]) {
+        self.association.routes.claim(self.destination, &self.shared);
+        match self.socket.send_to(payload, self.destination).await {
+            Ok(_) => self.up += payload.len() as u64,
+            Err(error) => tracing::debug!(%error, destination = %self.destination, "a datagram was not sent"),
+        }
+    }
+
+    pub(crate) fn passed(&self) -> Passed {
+        Passed {
+            up: self.up,
+            down: self.shared.down.load(Ordering::Relaxed),
+            first: self.shared.first.get().copied(),
+        }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.association.routes.release(self.destination, &self.shared);
+    }
+}
