@@ -237,8 +237,8 @@ impl<A: Authenticate> Gateway<A> {
             })
         });
         // The connection is taken back from hyper by hand: it keeps its type, and so do the bytes' way in and out.
+        // It serves one request: a refusal says `Connection: close`.
         let mut connection = http1::Builder::new()
-            .keep_alive(false)
             .header_read_timeout(None)
             .max_buf_size(MAX_HEAD)
             .serve_connection(TokioIo::new(io), service);

@@ -70,11 +70,6 @@ impl Pins {
         // Nothing panics while it holds the lock, and a map of weak pointers is never half right.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.lock().len()
-    }
 }
 
 impl Pin {

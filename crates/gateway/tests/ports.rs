@@ -1,0 +1,128 @@
+//! Ports that clients ask for.
+
+mod support;
+
+use std::net::{Ipv4Addr, TcpListener as StdListener};
+
+use anyproxy_core::{BoxError, Dial, DialService as _, Endpoints as _, Front, Outcome};
+use anyproxy_front::RelayConfig;
+use anyproxy_gateway::{Clients, Config, Ports};
+use anyproxy_tunnel::Request;
+use anyproxy_tunnel::frame::{ClientHello, OpenOk, PortRequest, PortStatus, Transport};
+use support::House;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
+
+/// The stack of these tests: the first client that may.
+fn house(port: u16) -> (House, Ports) {
+    let clients = Clients::default();
+    let registry = clients.clone();
+    let dials = tower::service_fn(move |dial: Dial| {
+        assert_eq!(dial.identity.user(), Some("port:east"));
+        assert_eq!(dial.front, Front::PORT);
+        let client = registry.snapshot(&dial).first().cloned();
+        async move { client.ok_or(BoxError::from(Outcome::NoClient))?.dial(dial).await }
+    });
+    let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
+    (House::build(Config::default(), clients, Some(ports.clone()), port), ports)
+}
+
+fn free_port() -> u16 {
+    StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn hello(id: &str, port: u16, transport: Transport) -> ClientHello {
+    ClientHello { ports: vec![PortRequest { port, transport }], ..ClientHello::new(id, 1) }
+}
+
+#[tokio::test]
+async fn a_connection_to_a_granted_port_is_a_dial_to_its_client_alone() {
+    let port = free_port();
+    let (house, ports) = house(port);
+    let _other = house.client("another", 1).await;
+    let mut peer = house.connect("east", "green", hello("ssh", port, Transport::Tcp)).await.unwrap();
+    assert_eq!(peer.hello.ports[0].status, PortStatus::Open);
+    assert_eq!(ports.open(), [(port, "tcp", "ssh".into())]);
+    let mut user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let Some(Request::Open(request)) = peer.requests.next().await else { panic!("no open") };
+    assert_eq!((request.open().port, &*request.open().front), (port, "port"));
+    let mut far = request.accept(OpenOk::default());
+    far.write_all(b"SSH-2.0-x").await.unwrap();
+    let mut banner = [0; 9];
+    user.read_exact(&mut banner).await.unwrap();
+    assert_eq!(&banner, b"SSH-2.0-x");
+}
+
+#[tokio::test]
+async fn ports_are_refused_to_accounts_that_may_not_and_where_somebody_has_them() {
+    let port = free_port();
+    let (house, _ports) = house(port);
+    let status = async |account: &str, hello: ClientHello| {
+        let peer = house.connect(account, "blue", hello).await.unwrap();
+        let status = peer.hello.ports[0].status;
+        (peer, status)
+    };
+    let (_holder, granted) = status("east", hello("ssh", port, Transport::Tcp)).await;
+    assert_eq!(granted, PortStatus::Open);
+    let (_replica, granted) = status("east", hello("ssh", port, Transport::Tcp)).await;
+    assert_eq!(granted, PortStatus::Open, "of the same client");
+    assert_eq!(status("east", hello("other", port, Transport::Tcp)).await.1, PortStatus::Taken);
+    assert_eq!(status("west", hello("west", port, Transport::Tcp)).await.1, PortStatus::Denied);
+    assert_eq!(status("east", hello("third", 1, Transport::Tcp)).await.1, PortStatus::Denied);
+}
+
+#[tokio::test]
+async fn a_port_of_another_program_is_taken() {
+    let holder = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = holder.local_addr().unwrap().port();
+    let (house, _ports) = house(port);
+    let peer = house.connect("east", "blue", hello("ssh", port, Transport::Tcp)).await.unwrap();
+    assert_eq!(peer.hello.ports[0].status, PortStatus::Taken);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_outlives_a_reconnect_and_closes_when_its_client_stays_away() {
+    let port = free_port();
+    let (house, ports) = house(port);
+    for _ in 0..2 {
+        let peer = house.connect("east", "blue", hello("ssh", port, Transport::Tcp)).await.unwrap();
+        assert_eq!(peer.hello.ports[0].status, PortStatus::Open);
+        peer.tunnel.close();
+        house.until(|house| house.clients.is_empty()).await;
+        assert_eq!(ports.open().len(), 1);
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    assert!(ports.open().is_empty());
+    house.until(|_| StdListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()).await;
+}
+
+#[tokio::test]
+async fn datagrams_to_a_granted_port_are_flows_one_for_each_sender() {
+    let port = free_port();
+    let (house, _ports) = house(port);
+    let mut peer = house.connect("east", "blue", hello("dns", port, Transport::Udp)).await.unwrap();
+    assert_eq!(peer.hello.ports[0].status, PortStatus::Open);
+    let senders = [udp().await, udp().await];
+    let echo = tokio::spawn(async move {
+        let mut flows = Vec::new();
+        while let Some(request) = peer.requests.next().await {
+            if let Request::Open(request) = request {
+                let (mut read, mut write) = tokio::io::split(request.accept(OpenOk::default()));
+                flows.push(tokio::spawn(async move { tokio::io::copy(&mut read, &mut write).await }));
+            }
+        }
+    });
+    for (index, sender) in senders.iter().enumerate() {
+        for payload in [format!("from {index}"), String::new(), "x".repeat(1_400)] {
+            sender.send_to(payload.as_bytes(), (Ipv4Addr::LOCALHOST, port)).await.unwrap();
+            let mut buf = [0; 2_000];
+            let (length, _) = sender.recv_from(&mut buf).await.unwrap();
+            assert_eq!(&buf[..length], payload.as_bytes());
+        }
+    }
+    echo.abort();
+}
+
+async fn udp() -> UdpSocket {
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap()
+}

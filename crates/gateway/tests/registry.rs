@@ -1,0 +1,329 @@
+//! Who is connected, who takes whose place, and what dials see of it.
+
+mod support;
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyproxy_core::{
+    Association, Dial, DialService as _, Endpoint as _, Endpoints as _, Fault, Network, Outcome,
+};
+use anyproxy_gateway::{Clients, Config, OnlyClient};
+use anyproxy_tunnel::frame::{ClientHello, GoAwayCode, OpenErr, OpenErrClass, OpenOk};
+use anyproxy_tunnel::{Request, TunnelError};
+use bytes::Bytes;
+use support::{House, Peer, dial};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, advance};
+
+async fn refusal(house: &House, account: &str, hello: ClientHello) -> String {
+    match house.connect(account, "blue", hello).await {
+        Err(TunnelError::Refused(go_away)) => {
+            assert_eq!(go_away.code, GoAwayCode::Refused);
+            go_away.reason
+        }
+        other => panic!("not refused: {:?}", other.err()),
+    }
+}
+
+/// The next open, unanswered.
+async fn next_open(peer: &mut Peer) -> anyproxy_tunnel::OpenRequest {
+    loop {
+        match peer.requests.next().await.expect("a request") {
+            Request::Open(request) => return request,
+            _ => continue,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dial_becomes_a_stream_at_the_client_and_the_journal_knows_it() {
+    let house = House::new(Config::default());
+    let mut peer = house.client("room-1", 1).await;
+    let dial = dial("blue");
+    let journal = dial.journal.clone();
+    let dialing = tokio::spawn(house.serving("blue")[0].dial(dial));
+    let request = next_open(&mut peer).await;
+    assert_eq!(request.open().user, "alice");
+    assert_eq!(request.open().groups, ["blue"]);
+    assert_eq!(request.open().front, "http");
+    assert_eq!(house.serving("blue")[0].load().streams, 1, "it counts before it is answered");
+    let address = "10.0.0.9:631".parse().unwrap();
+    let reference = request.stream_ref();
+    let mut far = request.accept(OpenOk { address: Some(address), window: None });
+    let mut near = dialing.await.unwrap().unwrap();
+    assert_eq!(journal.client().as_deref(), Some("room-1"));
+    assert_eq!(journal.address(), Some(address));
+    assert_eq!(journal.stream(), Some(reference));
+    near.write_all(b"ping").await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    far.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"ping");
+    drop(near);
+    assert_eq!(house.serving("blue")[0].load().streams, 0);
+    assert_eq!(house.clients.streams(), 0);
+}
+
+#[tokio::test]
+async fn a_failure_at_the_target_is_the_user_s_outcome() {
+    let house = House::new(Config::default());
+    let mut peer = house.client("room-1", 1).await;
+    let dialing = tokio::spawn(house.serving("blue")[0].dial(dial("blue")));
+    next_open(&mut peer).await.refuse(OpenErr::new(OpenErrClass::Refused, "no\nprinter"));
+    let error = dialing.await.unwrap().err().unwrap();
+    assert_eq!(Outcome::of(&*error), Outcome::Refused);
+    assert_eq!(Fault::of(&*error), None);
+    assert!(error.to_string().contains("room-1") && !error.to_string().contains('\n'));
+}
+
+#[tokio::test]
+async fn the_same_instance_adds_tunnels_and_dials_go_to_the_least_loaded() {
+    let house = House::new(Config::default());
+    let _peers = [house.client("room-1", 1).await.echo(), house.client("room-1", 1).await.echo()];
+    assert_eq!(house.ids("blue"), ["room-1"]);
+    let client = house.serving("blue").remove(0);
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        streams.push(client.dial(dial("blue")).await.unwrap());
+    }
+    assert_eq!(client.tunnels().map(|tunnel| tunnel.streams).collect::<Vec<_>>(), [3, 3]);
+}
+
+#[tokio::test]
+async fn p9_a_new_instance_takes_over_at_once_and_the_old_one_s_clean_up_does_not_remove_it() {
+    let house = House::new(Config::default());
+    let old = house.client("room-1", 1).await;
+    let client = house.serving("blue").remove(0);
+    let old_session = old.hello.session;
+    let _echo = old.echo();
+    let mut living = client.dial(dial("blue")).await.unwrap();
+    let new = house.client("room-1", 2).await;
+    let sessions = |house: &House| house.serving("blue")[0].tunnels().map(|t| t.session).collect::<Vec<_>>();
+    assert_eq!(sessions(&house), [new.hello.session]);
+    assert_ne!(new.hello.session, old_session);
+    // What runs on the old one may finish; then its tunnel is drained and ends.
+    living.write_all(b"still here").await.unwrap();
+    living.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    living.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"still here");
+    drop(living);
+    house.until(|_| client.dial(dial("blue")).now_or_never_err()).await;
+    assert_eq!(sessions(&house), [new.hello.session]);
+    assert_eq!(house.clients.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_with_one_name_are_slowed() {
+    let house = House::new(Config::default());
+    let mut peers = vec![house.client("room-1", 1).await, house.client("room-1", 2).await];
+    let mut waits = Vec::new();
+    for turn in 0..4 {
+        let started = Instant::now();
+        loop {
+            match house.connect("east", "blue", ClientHello::new("room-1", 1 + turn % 2)).await {
+                Ok(peer) => break peers.push(peer),
+                Err(TunnelError::Refused(_)) => advance(Duration::from_millis(100)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        waits.push(started.elapsed().as_secs());
+    }
+    assert_eq!(waits, [1, 2, 4, 8]);
+    assert_eq!(house.clients.len(), 1);
+}
+
+#[tokio::test]
+async fn i3_a_client_of_another_account_cannot_take_a_name() {
+    let house = House::new(Config::default());
+    let peer = house.client("room-1", 1).await;
+    let reason = refusal(&house, "west", ClientHello::new("room-1", 1)).await;
+    assert!(reason.contains("another account"), "{reason}");
+    assert_eq!(house.serving("blue")[0].tunnels().next().unwrap().session, peer.hello.session);
+}
+
+#[tokio::test]
+async fn one_client_s_tunnels_are_bounded() {
+    let house = House::new(Config::default());
+    let mut peers = Vec::new();
+    for _ in 0..64 {
+        peers.push(house.client("room-1", 1).await);
+    }
+    let reason = refusal(&house, "east", ClientHello::new("room-1", 1)).await;
+    assert!(reason.contains("64"), "{reason}");
+}
+
+#[tokio::test]
+async fn w11_a_tunnel_that_is_cut_resets_its_streams_and_leaves_the_registry() {
+    let house = House::new(Config::default());
+    let peer = house.client("room-1", 1).await;
+    let driver = peer.driver.abort_handle();
+    let _echo = peer.echo();
+    let mut stream = house.serving("blue")[0].dial(dial("blue")).await.unwrap();
+    driver.abort();
+    let error = stream.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    house.until(|house| house.clients.is_empty()).await;
+    assert!(house.ids("blue").is_empty());
+}
+
+#[tokio::test]
+async fn who_waits_for_a_group_is_woken_by_its_first_client() {
+    let house = House::new(Config::default());
+    let served = tokio::spawn(house.clients.served(&dial("blue")));
+    let _green = house.connect("east", "green", ClientHello::new("other", 1)).await.unwrap();
+    tokio::task::yield_now().await;
+    assert!(!served.is_finished());
+    let _blue = house.client("room-1", 1).await;
+    served.await.unwrap();
+    house.clients.served(&dial("blue")).await;
+}
+
+#[tokio::test]
+async fn a_route_sends_a_dial_to_another_group_only_if_its_user_holds_it() {
+    let house = House::new(Config::default());
+    let _peers = [
+        house.client("in-blue", 1).await,
+        house.connect("east", "green", ClientHello::new("in-green", 1)).await.unwrap(),
+    ];
+    house.clients.set_routes(|_: &Dial| Some(Arc::from("green")));
+    assert_eq!(house.ids("blue"), ["in-blue"]);
+    let mut both = dial("blue");
+    both.identity = anyproxy_core::Account::new("alice", ["blue", "green"]).into();
+    assert_eq!(&**house.clients.snapshot(&both)[0].id(), "in-green");
+}
+
+#[tokio::test]
+async fn a_dial_for_one_client_is_served_by_no_other() {
+    let house = House::new(Config::default());
+    let _peers = [house.client("room-1", 1).await, house.client("room-2", 1).await];
+    let mut only = dial("elsewhere");
+    only.extensions.insert(OnlyClient("room-2".into()));
+    let found: Vec<_> = house.clients.snapshot(&only).iter().map(|client| client.id().clone()).collect();
+    assert_eq!(found, ["room-2".into()]);
+    only.extensions.insert(OnlyClient("room-3".into()));
+    assert!(house.clients.snapshot(&only).is_empty());
+}
+
+#[tokio::test]
+async fn the_flows_of_an_association_stay_with_one_client_and_one_tunnel_while_one_lives() {
+    let house = House::new(Config::default());
+    let mut echoes = Vec::new();
+    for id in ["room-1", "room-2"] {
+        for _ in 0..2 {
+            echoes.push(house.client(id, 1).await.echo());
+        }
+    }
+    let association = Association::new();
+    let flow = || Dial { network: Network::Udp(association), ..dial("blue") };
+    assert_eq!(house.clients.snapshot(&flow()).len(), 2);
+    let [one, other] = [house.serving("blue").remove(0), house.serving("blue").remove(1)];
+    let mut flows = Vec::new();
+    for _ in 0..4 {
+        flows.push(one.dial(flow()).await.unwrap());
+    }
+    let mut loads: Vec<_> = one.tunnels().map(|tunnel| tunnel.streams).collect();
+    loads.sort_unstable();
+    assert_eq!(loads, [0, 4]);
+    assert_eq!(house.clients.snapshot(&flow()).len(), 1);
+    // A flow that chose before the first was pinned may be asked of another client, and is declined there.
+    let error = other.dial(flow()).await.err().unwrap();
+    assert!(Fault::of(&*error).is_some_and(|fault| fault.may_ask_another() && !fault.is_failure()));
+    drop(flows);
+    assert_eq!(house.clients.snapshot(&flow()).len(), 2);
+    other.dial(flow()).await.unwrap();
+}
+
+#[tokio::test]
+async fn rules_reach_each_tunnel_once_and_before_its_first_open() {
+    let house = House::new(Config::default());
+    let mut early = house.client("room-1", 1).await;
+    house.clients.set_rules(7, Bytes::from_static(b"rules"));
+    house.clients.set_rules(7, Bytes::from_static(b"rules"));
+    let mut late = house.client("room-2", 1).await;
+    for (index, peer) in [&mut early, &mut late].into_iter().enumerate() {
+        let client = house.serving("blue").remove(index);
+        let dialing = tokio::spawn(client.dial(dial("blue")));
+        match peer.requests.next().await {
+            Some(Request::Rules { version: 7, rules }) => assert_eq!(rules, "rules"),
+            _ => panic!("no rules first"),
+        }
+        assert!(matches!(peer.requests.next().await, Some(Request::Open(_))));
+        dialing.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_answer_is_given_up_and_told() {
+    let house = House::build(Config::default(), Clients::new(Duration::from_secs(5)), None, 1);
+    let mut peer = house.client("room-1", 1).await;
+    let started = Instant::now();
+    let dialing = tokio::spawn(house.serving("blue")[0].dial(dial("blue")));
+    let mut request = next_open(&mut peer).await;
+    assert_eq!(request.open().deadline_ms, 5_000);
+    let error = dialing.await.unwrap().err().unwrap();
+    assert_eq!(started.elapsed().as_secs(), 5);
+    assert_eq!(Fault::of(&*error), Some(Fault::Unanswered(Outcome::TimedOut)));
+    request.cancelled().await;
+    assert_eq!(house.serving("blue")[0].load().streams, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r6_a_drain_lets_streams_finish_and_refuses_new_dials() {
+    let house = House::new(Config::default());
+    let _echo = house.client("room-1", 1).await.echo();
+    let client = house.serving("blue").remove(0);
+    let mut stream = client.dial(dial("blue")).await.unwrap();
+    let clients = house.clients.clone();
+    let draining = tokio::spawn(async move { clients.drain(Duration::from_secs(30)).await });
+    tokio::task::yield_now().await;
+    let error = house.serving("blue")[0].dial(dial("blue")).await.err().unwrap();
+    assert!(matches!(Outcome::of(&*error), Outcome::Overloaded { .. }));
+    let reason = refusal(&house, "east", ClientHello::new("room-2", 1)).await;
+    assert!(reason.contains("drains"), "{reason}");
+    assert!(!draining.is_finished());
+    stream.write_all(b"whole").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"whole");
+    drop(stream);
+    let ended = Instant::now();
+    draining.await.unwrap();
+    assert!(ended.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn r6_a_drain_does_not_wait_for_ever() {
+    let house = House::new(Config::default());
+    let _echo = house.client("room-1", 1).await.echo();
+    let _stream = house.serving("blue")[0].dial(dial("blue")).await.unwrap();
+    let started = Instant::now();
+    house.clients.drain(Duration::from_secs(30)).await;
+    assert_eq!(started.elapsed().as_secs(), 30);
+}
+
+#[tokio::test]
+async fn what_is_no_longer_wanted_is_ended() {
+    let house = House::new(Config::default());
+    let _peers = [house.client("room-1", 1).await, house.client("room-2", 1).await];
+    house.clients.retain(|client| &**client.id() != "room-1");
+    house.until(|house| house.ids("blue") == ["room-2"]).await;
+}
+
+/// Whether a dial fails at once: its client's tunnels have ended.
+trait NowOrNever {
+    fn now_or_never_err(self) -> bool;
+}
+
+impl<F, T, E> NowOrNever for F
+where
+    F: Future<Output = Result<T, E>>,
+{
+    fn now_or_never_err(self) -> bool {
+        let mut dialing = tokio_test::task::spawn(self);
+        matches!(dialing.poll(), std::task::Poll::Ready(Err(_)))
+    }
+}
