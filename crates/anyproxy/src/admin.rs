@@ -1,0 +1,149 @@
+//! The admin listener: `/metrics` in Prometheus text, `/healthz` (the process answers), `/readyz` (it can serve).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyproxy_front::Listener;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing_appender::non_blocking::ErrorCounter;
+
+use crate::failure::Failure;
+use crate::listen;
+use crate::logging::Logging;
+
+/// Connections at once; a scraper needs one.
+const MAX_CONNECTIONS: usize = 64;
+/// The longest a request's head may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the recorder folds what was observed into its histograms.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// Dials are told apart from half a millisecond, a healthy one, to the longest a dial may take.
+const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0];
+
+/// What is asked for at the time of a scrape.
+pub(crate) trait Probe: Send + Sync + 'static {
+    /// Sets the gauges that nobody keeps up to date otherwise.
+    fn measure(&self);
+    /// Whether work should be sent here.
+    fn is_ready(&self) -> bool;
+}
+
+/// The recorder of this process.
+#[derive(Clone)]
+struct Recorder {
+    handle: PrometheusHandle,
+    process: Collector,
+    dropped_lines: ErrorCounter,
+}
+
+impl Recorder {
+    /// Installs the recorder. Before any layer is built: layers take their handles then.
+    fn install(dropped_lines: ErrorCounter) -> Result<Self, Failure> {
+        let handle = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+            .and_then(PrometheusBuilder::install_recorder)
+            .map_err(|error| Failure::of("metrics", error))?;
+        let process = Collector::default();
+        process.describe();
+        anyproxy_metrics::describe();
+        metrics::describe_counter!("anyproxy_log_lines_dropped_total", "Log lines nobody took in time");
+        Ok(Self { handle, process, dropped_lines })
+    }
+
+    fn render(&self, probe: &dyn Probe) -> String {
+        probe.measure();
+        self.process.collect();
+        metrics::counter!("anyproxy_log_lines_dropped_total")
+            .absolute(self.dropped_lines.dropped_lines() as u64);
+        self.handle.render()
+    }
+
+    /// Keeps the recorder's memory bounded until `stop`.
+    async fn keep_up(&self, stop: &CancellationToken) {
+        let mut ticks = interval(UPKEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.handle.run_upkeep();
+        }
+    }
+}
+
+/// The admin listener, bound and with a recorder behind it.
+pub(crate) struct Bound {
+    listener: Listener,
+    recorder: Recorder,
+}
+
+impl Bound {
+    /// Binds what the file's `admin` section says; without one there is no listener and nothing is recorded.
+    pub(crate) fn new(
+        admin: Option<&anyproxy_config::Admin>,
+        logging: &Logging,
+    ) -> Result<Option<Self>, Failure> {
+        let Some(admin) = admin else { return Ok(None) };
+        let Some(address) = &admin.listen_addr else {
+            return Err(Failure::of("admin", "needs a listen_addr"));
+        };
+        let listener = listen::bind("admin", &address.value)?.with_max_connections(MAX_CONNECTIONS);
+        listen::announce("admin", &listener);
+        Ok(Some(Self { listener, recorder: Recorder::install(logging.dropped_lines())? }))
+    }
+
+    /// Serves until `stop`.
+    pub(crate) async fn serve(self, probe: Arc<dyn Probe>, stop: CancellationToken) {
+        let Self { listener, recorder } = self;
+        let upkeep = recorder.clone();
+        let upkeep = upkeep.keep_up(&stop);
+        let connections = listener.serve(stop.clone(), {
+            let stop = stop.clone();
+            move |io, _source| {
+                let (recorder, probe, stop) = (recorder.clone(), probe.clone(), stop.clone());
+                async move {
+                    let answer = service_fn(|request| {
+                        let response = respond(&request, &recorder, &*probe);
+                        async { Ok::<_, Infallible>(response) }
+                    });
+                    let connection = http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(HEAD_TIMEOUT)
+                        .serve_connection(TokioIo::new(io), answer);
+                    // Idle scrapers do not hold a draining process up.
+                    stop.run_until_cancelled(connection).await;
+                }
+            }
+        });
+        tokio::join!(upkeep, connections);
+    }
+}
+
+fn respond(request: &Request<Incoming>, recorder: &Recorder, probe: &dyn Probe) -> Response<Full<Bytes>> {
+    let (status, text) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, recorder.render(probe)),
+        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
+        (&Method::GET | &Method::HEAD, "/readyz") if probe.is_ready() => {
+            (StatusCode::OK, "ready\n".to_owned())
+        }
+        (&Method::GET | &Method::HEAD, "/readyz") => {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned())
+        }
+        (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, "not found\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,49 @@
+//! Certificates for people without an authority: self-signed, and pinned by the client.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+/// A certificate and its key, PEM.
+pub(crate) struct SelfSigned {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+/// Makes a certificate for `names`, valid from an hour ago, since clocks differ, for `lifetime`.
+pub(crate) fn self_signed(names: &[String], lifetime: Duration) -> Result<SelfSigned, rcgen::Error> {
+    let mut params = CertificateParams::new(names)?;
+    // Where a name is an address, it stands as one: the constructor knows.
+    debug_assert!(
+        params
+            .subject_alt_names
+            .iter()
+            .all(|name| matches!(name, SanType::DnsName(_) | SanType::IpAddress(_)))
+    );
+    params.distinguished_name.push(DnType::CommonName, names.first().map_or("anyproxy", String::as_str));
+    params.use_authority_key_identifier_extension = true;
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    params.not_before = (std::time::SystemTime::now() - Duration::from_secs(3_600)).into();
+    params.not_after = (std::time::SystemTime::now() + lifetime).into();
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    Ok(SelfSigned { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// Writes `server.crt` and `server.key`, the key readable by its owner alone. Never replaces a file.
+pub(crate) fn write(dir: &Path, pair: &SelfSigned) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    for (name, mode, text) in [("server.key", 0o600, &pair.key), ("server.crt", 0o644, &pair.certificate)] {
+        let path = dir.join(name);
+        let describe =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).map_err(describe)?;
+        file.write_all(text.as_bytes()).map_err(describe)?;
+    }
+    Ok(())
+}

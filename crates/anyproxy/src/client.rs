@@ -1,0 +1,64 @@
+//! `anyproxy client`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyproxy_client::{Client, Handle};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Probe};
+use crate::failure::Failure;
+use crate::settings::{self, Source};
+use crate::{logging, process, runtime};
+
+/// Runs the client until a signal ends it.
+pub(crate) fn run(source: &Source) -> Result<ExitCode, Failure> {
+    let section = source.required("client", source.file.client.as_ref())?;
+    let logging = logging::start(source.file.log.as_ref());
+    let settings = settings::Client::new(source, section)?;
+    process::raise_open_files();
+    runtime::run(|stop| async {
+        let admin = admin::Bound::new(source.file.admin.as_ref(), &logging)?;
+        serve(settings, admin, stop).await
+    })
+}
+
+/// Runs the client until `stop`, and then until its streams have ended or their time is over.
+pub(crate) async fn serve(
+    settings: settings::Client,
+    admin: Option<admin::Bound>,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let client = Client::new(settings.config).map_err(|error| Failure::of("client", error))?;
+    let probe = Arc::new(Tunnels { handle: client.handle(), stop: stop.clone() });
+    // The admin listener lives until the last stream is gone: somebody watches the drain.
+    let done = CancellationToken::new();
+    let admin = admin.map(|admin| admin.serve(probe, done.clone()));
+    let client = async {
+        client.run(stop).await;
+        done.cancel();
+    };
+    tokio::join!(client, async {
+        if let Some(admin) = admin {
+            admin.await;
+        }
+    });
+    Ok(())
+}
+
+/// A client is ready while it has a tunnel and has not been told to stop.
+struct Tunnels {
+    handle: Handle,
+    stop: CancellationToken,
+}
+
+impl Probe for Tunnels {
+    fn measure(&self) {
+        #[expect(clippy::cast_precision_loss, reason = "there are not 2^52 tunnels")]
+        metrics::gauge!("anyproxy_tunnels").set(self.handle.tunnels() as f64);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.handle.tunnels() > 0 && !self.stop.is_cancelled()
+    }
+}

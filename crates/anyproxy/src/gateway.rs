@@ -1,0 +1,160 @@
+//! `anyproxy gateway`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyproxy_acl::AclLayer;
+use anyproxy_auth::HashPool;
+use anyproxy_core::Dial;
+use anyproxy_front::{Listener, Tls};
+use anyproxy_gateway::{Clients, Gateway, Ports};
+use anyproxy_http::ReuseLayer;
+use anyproxy_metrics::MetricsLayer;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Probe};
+use crate::failure::Failure;
+use crate::settings::{self, Protocol, Source};
+use crate::{front, listen, logging, process, runtime, stack};
+
+/// Runs the gateway until a signal ends it.
+pub(crate) fn run(source: &Source) -> Result<ExitCode, Failure> {
+    let section = source.required("gateway", source.file.gateway.as_ref())?;
+    let logging = logging::start(source.file.log.as_ref());
+    let settings = settings::Gateway::new(source, section)?;
+    runtime::run(|stop| async {
+        let admin = admin::Bound::new(source.file.admin.as_ref(), &logging)?;
+        Bound::new(settings, admin)?.serve(stop).await
+    })
+}
+
+/// A gateway whose ports are all bound.
+pub(crate) struct Bound {
+    settings: settings::Gateway,
+    clients_listener: Listener,
+    fronts: Vec<(settings::Front, Listener)>,
+    admin: Option<admin::Bound>,
+    open_files: usize,
+}
+
+impl Bound {
+    /// Binds everything or nothing.
+    pub(crate) fn new(mut settings: settings::Gateway, admin: Option<admin::Bound>) -> Result<Self, Failure> {
+        let open_files = process::raise_open_files();
+        let clients_listener = listen::bind("gateway", &settings.listen_addr)?;
+        let mut fronts = Vec::new();
+        for front in std::mem::take(&mut settings.fronts) {
+            let mut listener = listen::bind(front.protocol.as_str(), &front.listen_addr)?
+                .with_handshake_timeout(front.handshake_timeout);
+            if let Some(tls) = &front.tls {
+                listener = listener.with_tls(Tls::new(tls.clone()));
+            }
+            fronts.push((front, listener));
+        }
+        for (front, listener) in &fronts {
+            listen::announce(front.protocol.as_str(), listener);
+        }
+        listen::announce("gateway", &clients_listener);
+        Ok(Self { settings, clients_listener, fronts, admin, open_files })
+    }
+
+    /// Where clients connect to.
+    pub(crate) fn clients_addr(&self) -> Result<SocketAddr, Failure> {
+        self.clients_listener.local_addr().map_err(|error| Failure::of("gateway", error))
+    }
+
+    /// Where users connect to.
+    pub(crate) fn front_addr(&self, protocol: Protocol) -> Option<SocketAddr> {
+        let (_, listener) = self.fronts.iter().find(|(front, _)| front.protocol == protocol)?;
+        listener.local_addr().ok()
+    }
+
+    /// Serves until `stop`; then drains: accepts nobody any more, tells the clients to go elsewhere, and lets
+    /// streams finish until they have or their time is over.
+    pub(crate) async fn serve(self, stop: CancellationToken) -> Result<(), Failure> {
+        let Self { settings, clients_listener, fronts, admin, open_files } = self;
+        let metrics = MetricsLayer::new();
+        let hashing = HashPool::default();
+        let clients = Clients::new(settings.open_timeout);
+        if settings.policy.has_ranges() {
+            clients.set_rules(settings.policy.version().get(), settings.policy.encode());
+        }
+        let routes = settings.routes.clone();
+        clients.set_routes(move |dial: &Dial| stack::route(&routes, &dial.target, &dial.identity));
+        let dials = stack::dials(stack::Parts {
+            metrics: metrics.clone(),
+            acl: AclLayer::new(settings.policy),
+            reuse: ReuseLayer::new(),
+            limits: settings.limits.clone(),
+            open_files,
+            open_timeout: settings.open_timeout,
+            clients: clients.clone(),
+        });
+        let stock = stack::Stock { metrics: metrics.clone(), hashing: hashing.clone(), dials: dials.clone() };
+
+        let mut serving = JoinSet::new();
+        for (mut front, listener) in fronts {
+            let stack = stack::login(front.accounts.take(), front.group.as_deref(), &stock);
+            serving.spawn(front::serve(front, settings.relay, stack, listener, stop.clone()));
+        }
+        let mut config = anyproxy_gateway::Config::default();
+        config.handshake_timeout = settings.handshake_timeout;
+        config.drain_timeout = settings.drain_timeout;
+        config.tunnel = settings.tunnel;
+        let ports = Ports::new(settings.open_ports_addr, dials, settings.relay);
+        let login = stack::client_login(settings.clients, settings.client_accounts, metrics, hashing);
+        let gateway = Gateway::with_ports(login, clients.clone(), config, ports);
+        serving.spawn(gateway.serve(clients_listener, Tls::new(settings.tls), stop.clone()));
+
+        // The admin listener lives until the last stream is gone: somebody watches the drain.
+        let done = CancellationToken::new();
+        let probe = Arc::new(Connected { clients, stop: stop.clone() });
+        let admin = admin.map(|admin| admin.serve(probe, done.clone()));
+        let draining = async {
+            stop.cancelled().await;
+            let drained = async { while serving.join_next().await.is_some() {} };
+            if timeout(settings.drain_timeout, drained).await.is_err() {
+                tracing::warn!("streams were still running when the time to drain was over");
+            }
+            done.cancel();
+        };
+        tokio::join!(draining, async {
+            if let Some(admin) = admin {
+                admin.await;
+            }
+        });
+        Ok(())
+    }
+}
+
+/// A gateway is ready while it has a client and has not been told to stop.
+struct Connected {
+    clients: Clients,
+    stop: CancellationToken,
+}
+
+impl Probe for Connected {
+    fn measure(&self) {
+        let clients = self.clients.connected();
+        let tunnels: Vec<_> = clients.iter().flat_map(anyproxy_gateway::Client::tunnels).collect();
+        metrics::gauge!("anyproxy_clients").set(count(clients.len()));
+        metrics::gauge!("anyproxy_tunnels").set(count(tunnels.len()));
+        metrics::gauge!("anyproxy_unsent_bytes").set(count(tunnels.iter().map(|tunnel| tunnel.unsent).sum()));
+        let round_trips = metrics::histogram!("anyproxy_tunnel_rtt_seconds");
+        for rtt in tunnels.iter().filter_map(|tunnel| tunnel.rtt) {
+            round_trips.record(rtt);
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.clients.is_empty() && !self.stop.is_cancelled()
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "none of these reaches 2^52")]
+const fn count(number: usize) -> f64 {
+    number as f64
+}

@@ -1,0 +1,65 @@
+//! Where log lines go: through a bounded queue to a thread that writes, so that a pipe nobody drains stops no
+//! traffic. Lines that do not fit are counted and dropped.
+
+use anyproxy_config::{Log, LogFormat, LogLevel, LogOutput};
+use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Log lines that may wait to be written.
+const QUEUED_LINES: usize = 8_192;
+
+/// Keeps the writing thread; dropping it writes what is queued.
+pub(crate) struct Logging {
+    _writer: WorkerGuard,
+    dropped: ErrorCounter,
+}
+
+impl Logging {
+    /// Lines that were dropped because nobody took them.
+    pub(crate) fn dropped_lines(&self) -> ErrorCounter {
+        self.dropped.clone()
+    }
+}
+
+/// Starts logging as the file's `log` section says.
+pub(crate) fn start(log: Option<&Log>) -> Logging {
+    let log = log.cloned().unwrap_or_default();
+    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUED_LINES);
+    let (writer, guard) = match log.output.unwrap_or(LogOutput::Stdout) {
+        LogOutput::Stdout => builder.finish(std::io::stdout()),
+        LogOutput::Stderr => builder.finish(std::io::stderr()),
+    };
+    let dropped = writer.error_counter();
+    let filter = filter(log.level.unwrap_or(LogLevel::Info));
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
+    let registry = tracing_subscriber::registry();
+    match log.format.unwrap_or(LogFormat::Text) {
+        LogFormat::Text => registry.with(lines.with_filter(filter)).init(),
+        // The access line has a field `target` of its own, and an object has each key once.
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_target(false).with_span_list(false);
+            registry.with(lines.with_filter(filter)).init();
+        }
+    }
+    Logging { _writer: guard, dropped }
+}
+
+/// Our own lines at `level`; those of libraries from `warn` on, whatever the level: at their finest they print
+/// whole handshakes, credentials included.
+fn filter(level: LogLevel) -> Targets {
+    let ours = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    Targets::new()
+        .with_default(ours.min(LevelFilter::WARN))
+        .with_target("anyproxy", ours)
+        .with_target("access", ours)
+}

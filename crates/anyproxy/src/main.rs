@@ -1,0 +1,109 @@
+//! The `anyproxy` program: the stock gateway and client.
+//!
+//! [`stack`] is the assembly, the only place that knows the order of layers; everything else turns the file into
+//! what the libraries take, and runs it.
+
+mod admin;
+mod cert;
+mod cli;
+mod client;
+mod demo;
+mod explain;
+mod failure;
+mod front;
+mod gateway;
+mod listen;
+mod logging;
+mod mixed;
+mod process;
+mod runtime;
+mod secrets;
+mod settings;
+mod signals;
+mod stack;
+mod tls;
+
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyproxy_config::File;
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::cli::{Cli, Command};
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("anyproxy: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Demo => demo::run(),
+        Command::Gateway(config) => gateway::run(&load(config.config.as_deref())?),
+        Command::Client(config) => client::run(&load(config.config.as_deref())?),
+        Command::Check(config) => check(&config.config),
+        Command::Explain { config, user, front, target } => {
+            explain::run(&config.config, user.as_deref(), &front, &target)
+        }
+        Command::Cert { out, days, names } => {
+            let lifetime = Duration::from_secs(u64::from(days) * 86_400);
+            let pair =
+                cert::self_signed(&names, lifetime).map_err(|error| Failure::of("certificate", error))?;
+            cert::write(&out, &pair).map_err(|error| Failure::of("certificate", error))?;
+            done()
+        }
+        Command::HashPassword => hash_password(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "anyproxy", &mut io::stdout());
+            done()
+        }
+    }
+}
+
+fn load(path: Option<&Path>) -> Result<settings::Source, Failure> {
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let name = path.map_or_else(|| "environment".to_owned(), |path| path.display().to_string());
+    Ok(settings::Source { file: File::load(path, environment)?, name })
+}
+
+/// Everything `gateway` and `client` would refuse to start with, short of the network.
+fn check(path: &Path) -> Result<ExitCode, Failure> {
+    let source = load(Some(path))?;
+    if let Some(gateway) = &source.file.gateway {
+        settings::Gateway::new(&source, gateway)?;
+    }
+    if let Some(client) = &source.file.client {
+        settings::Client::new(&source, client)?;
+    }
+    println!("{}: ok", path.display());
+    done()
+}
+
+fn hash_password() -> Result<ExitCode, Failure> {
+    if io::stdin().is_terminal() {
+        eprintln!("password, one line:");
+    }
+    let mut line = String::new();
+    io::stdin()
+        .take(secrets::MAX_SECRET)
+        .read_to_string(&mut line)
+        .map_err(|error| Failure::of("standard input", error))?;
+    let password = secrets::one_line("standard input", line)?;
+    let hash = anyproxy_auth::hash_password(&password);
+    writeln!(io::stdout(), "{hash}").map_err(|error| Failure::of("standard output", error))?;
+    done()
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the end of every command that returns")]
+fn done() -> Result<ExitCode, Failure> {
+    Ok(ExitCode::SUCCESS)
+}

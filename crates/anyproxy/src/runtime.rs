@@ -1,0 +1,30 @@
+//! The runtime a command runs in.
+
+use std::process::ExitCode;
+
+use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+use crate::signals::Signals;
+
+/// Runs `work` to its end, or to the second signal that asks for it.
+pub(crate) fn run<F, Fut>(work: F) -> Result<ExitCode, Failure>
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = Result<(), Failure>>,
+{
+    let runtime =
+        Builder::new_multi_thread().enable_all().build().map_err(|error| Failure::of("runtime", error))?;
+    let ended: Result<_, Failure> = runtime.block_on(async {
+        let signals = Signals::listen().map_err(|error| Failure::of("signals", error))?;
+        Ok(signals.run(work).await)
+    });
+    // What still runs was told to stop twice, or is a name lookup that nobody waits for any more.
+    runtime.shutdown_background();
+    match ended? {
+        Some(Ok(())) => Ok(ExitCode::SUCCESS),
+        Some(Err(failure)) => Err(failure),
+        None => Ok(ExitCode::FAILURE),
+    }
+}

@@ -1,0 +1,99 @@
+//! The client.
+
+use std::time::Duration;
+
+use anyproxy_acl::Policy;
+use anyproxy_client::{ClientTls, Config, OpenPort, Transport};
+use anyproxy_config as config;
+use anyproxy_core::{Credentials, Host, Target};
+
+use super::{
+    CONNECT_TIMEOUT, DRAIN_TIMEOUT, HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, Source, duration, rules, tunnel,
+    unless_zero,
+};
+use crate::failure::Failure;
+use crate::{secrets, tls};
+
+/// A client, ready to be run.
+pub(crate) struct Client {
+    pub(crate) config: Config,
+}
+
+impl Client {
+    pub(crate) fn new(source: &Source, section: &config::Client) -> Result<Self, Failure> {
+        let gateways = source.required("client.gateway_addr", section.gateway_addr.as_ref())?.0.clone();
+        let client_id = source.required("client.client_id", section.client_id.as_ref())?;
+        let mut config =
+            Config::new(gateways, Self::tls(section)?, client_id.as_str(), Self::login(source, section)?);
+        if let Some(group) = &section.group_id {
+            config.group.clone_from(group);
+        }
+        config.replicas = section.replicas.map_or(1, usize::from);
+        config.rules = Self::policy(source, section)?.into();
+        config.open_ports = Self::open_ports(source, section)?;
+        config.connect_timeout = duration(section.connect_timeout, CONNECT_TIMEOUT);
+        config.idle_timeout = unless_zero(section.idle_timeout, IDLE_TIMEOUT);
+        config.half_closed_timeout = unless_zero(section.half_closed_timeout, HALF_CLOSED_TIMEOUT);
+        config.drain_timeout = duration(section.drain_timeout, DRAIN_TIMEOUT);
+        config.tunnel = tunnel(section.ping_interval, section.ping_timeout);
+        config.check().map_err(|error| Failure::of(&source.name, error))?;
+        Ok(Self { config })
+    }
+
+    /// How long the whole client may take to end once it is told to.
+    pub(crate) const fn drain_timeout(&self) -> Duration {
+        self.config.drain_timeout
+    }
+
+    fn tls(section: &config::Client) -> Result<ClientTls, Failure> {
+        let anchors =
+            section.gateway_tls_cert.as_deref().map(tls::certificates).transpose()?.unwrap_or_default();
+        let identity = match (&section.tls_cert, &section.tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((tls::certificates(cert)?, tls::private_key(key)?)),
+            _ => return Err(Failure::of("client", "tls_cert and tls_key belong together")),
+        };
+        ClientTls::new(anchors, identity).map_err(|error| Failure::of("client", error))
+    }
+
+    fn login(source: &Source, section: &config::Client) -> Result<Credentials, Failure> {
+        let username = source.required("client.auth_username", section.auth_username.as_ref())?;
+        let file = section.auth_password_file.as_deref();
+        let password = secrets::secret("auth_password", section.auth_password.as_ref(), file)?;
+        let password = source.required("client.auth_password", password.as_ref())?;
+        Ok(Credentials::new(username.as_str(), password.clone()))
+    }
+
+    /// What may be dialled: all lists must allow, and addresses nobody means by "everything" need an entry of
+    /// their own.
+    fn policy(source: &Source, section: &config::Client) -> Result<Policy, Failure> {
+        let lists = rules::lists(
+            source,
+            section.forbidden_hosts.as_ref(),
+            section.allowed_hosts.as_ref(),
+            section.protocols.as_ref(),
+        )?;
+        let limit = section.limit.as_ref().map(|services| rules::services(source, services)).transpose()?;
+        Ok(Policy::new(lists.into_rules("client").chain(limit)).guarded())
+    }
+
+    fn open_ports(source: &Source, section: &config::Client) -> Result<Vec<OpenPort>, Failure> {
+        let port = |spanned: &config::Spanned<config::OpenPort>| {
+            let port = &spanned.value;
+            let (Some(remote_port), Some(local_port)) = (port.remote_port, port.local_port) else {
+                return Err(source.mistake(spanned.defined, "open_ports needs remote_port and local_port"));
+            };
+            let host = Host::parse(port.local_host.as_deref().unwrap_or("127.0.0.1"));
+            let target = host.and_then(|host| Target::new(host, local_port));
+            Ok(OpenPort {
+                remote_port,
+                target: target.map_err(|error| source.mistake(spanned.defined, error.to_string()))?,
+                transport: match port.protocol {
+                    None | Some(config::Protocol::Tcp) => Transport::Tcp,
+                    Some(config::Protocol::Udp) => Transport::Udp,
+                },
+            })
+        };
+        section.open_ports.iter().flatten().map(port).collect()
+    }
+}

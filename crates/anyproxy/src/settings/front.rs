@@ -1,0 +1,144 @@
+//! The fronts for users.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyproxy_auth::Accounts;
+use anyproxy_config::{self as config, ListenAddr, Spanned};
+use rustls::ServerConfig;
+
+use super::{HANDSHAKE_TIMEOUT, Source, accounts, duration};
+use crate::failure::Failure;
+use crate::tls;
+
+/// The longest a connection may idle between requests.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
+/// The longest an association may be silent (RFC 4787 REQ-5).
+const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A front, ready to be bound.
+pub(crate) struct Front {
+    pub(crate) protocol: Protocol,
+    pub(crate) listen_addr: ListenAddr,
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// `None` where everybody may come in.
+    pub(crate) accounts: Option<Accounts>,
+    /// The group of users without one of their own.
+    pub(crate) group: Option<String>,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) keep_alive_timeout: Duration,
+    pub(crate) udp: Udp,
+}
+
+/// What a front speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Http,
+    Socks5,
+    /// Either, told apart by the first byte.
+    Mixed,
+}
+
+impl Protocol {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Socks5 => "socks5",
+            Self::Mixed => "mixed",
+        }
+    }
+
+    /// Whether users of this front, as rules call it, come in here.
+    pub(crate) fn serves(self, front: &str) -> bool {
+        self == Self::Mixed || self.as_str() == front
+    }
+}
+
+/// UDP ASSOCIATE.
+pub(crate) struct Udp {
+    pub(crate) enabled: bool,
+    pub(crate) advertise_addr: Option<IpAddr>,
+    pub(crate) idle_timeout: Duration,
+}
+
+impl Front {
+    /// All fronts of the file; those whose section is absent are not started.
+    pub(super) fn all(source: &Source) -> Result<Vec<Self>, Failure> {
+        let Some(proxy) = &source.file.proxy else { return Ok(Vec::new()) };
+        let sections = [
+            (Protocol::Http, &proxy.http),
+            (Protocol::Socks5, &proxy.socks5),
+            (Protocol::Mixed, &proxy.mixed),
+        ];
+        let present =
+            sections.into_iter().filter_map(|(protocol, section)| Some((protocol, section.as_ref()?)));
+        present.map(|(protocol, section)| Self::new(source, protocol, section)).collect()
+    }
+
+    fn new(source: &Source, protocol: Protocol, section: &Spanned<config::Front>) -> Result<Self, Failure> {
+        let front = &section.value;
+        let name = protocol.as_str();
+        let at = |what: String| source.mistake(section.defined, what);
+        let listen_addr =
+            front.listen_addr.as_ref().ok_or_else(|| at(format!("proxy.{name} needs a listen_addr")))?;
+        let accounts = accounts::of_front(source, front)?;
+        let anonymous = front.allow_anonymous.unwrap_or(false);
+        match &accounts {
+            None if !anonymous && !listen_addr.value.is_loopback() => {
+                return Err(source.mistake(
+                    listen_addr.defined,
+                    format!(
+                        "proxy.{name} would be open to everybody: give it accounts, a loopback address, or \
+                         allow_anonymous: true"
+                    ),
+                ));
+            }
+            Some(_) if anonymous => {
+                return Err(at(format!("proxy.{name} has accounts, so allow_anonymous means nothing")));
+            }
+            _ => {}
+        }
+        if protocol == Protocol::Http && front.udp.is_some() {
+            return Err(at("HTTP carries no datagrams: udp belongs to proxy.socks5".to_owned()));
+        }
+        if protocol == Protocol::Socks5 && front.keep_alive_timeout.is_some() {
+            return Err(
+                at("SOCKS5 keeps nothing alive: keep_alive_timeout belongs to proxy.http".to_owned()),
+            );
+        }
+        // HTTP/2 is offered where it is spoken.
+        let alpn: &[&[u8]] = match protocol {
+            Protocol::Http => &[b"h2", b"http/1.1"],
+            Protocol::Mixed => &[b"http/1.1"],
+            Protocol::Socks5 => &[],
+        };
+        let tls = match (&front.tls_cert, &front.tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some(tls::server(cert, key, None, alpn)?),
+            _ => return Err(at("tls_cert and tls_key belong together".to_owned())),
+        };
+        Ok(Self {
+            protocol,
+            listen_addr: listen_addr.value.clone(),
+            tls,
+            accounts,
+            group: front.group.clone(),
+            handshake_timeout: duration(front.handshake_timeout, HANDSHAKE_TIMEOUT),
+            keep_alive_timeout: duration(front.keep_alive_timeout, KEEP_ALIVE_TIMEOUT),
+            udp: Udp::new(front.udp.as_ref(), &at)?,
+        })
+    }
+}
+
+impl Udp {
+    fn new(udp: Option<&config::Udp>, at: &dyn Fn(String) -> Failure) -> Result<Self, Failure> {
+        let udp = udp.cloned().unwrap_or_default();
+        let address = |text: String| text.parse().map_err(|_| at(format!("{text:?} is not an IP address")));
+        Ok(Self {
+            enabled: udp.enabled.unwrap_or(true),
+            advertise_addr: udp.advertise_addr.map(address).transpose()?,
+            idle_timeout: duration(udp.idle_timeout, UDP_IDLE_TIMEOUT),
+        })
+    }
+}

@@ -1,0 +1,247 @@
+//! The gateway.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyproxy_acl::Policy;
+use anyproxy_auth::{Accounts, User};
+use anyproxy_balance::{Settings, StickyBy, Strategy};
+use anyproxy_config::{self as config, ListenAddr};
+use anyproxy_front::RelayConfig;
+use anyproxy_gateway::ClientAccount;
+use anyproxy_rate_limit::{Bandwidth, Key, Quota};
+use rustls::ServerConfig;
+
+use super::accounts::Proof;
+use super::rules::Route;
+use super::{
+    CONNECT_TIMEOUT, DRAIN_TIMEOUT, Front, HALF_CLOSED_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Source,
+    accounts, duration, rules, tunnel, unless_zero,
+};
+use crate::failure::Failure;
+use crate::tls;
+
+/// A gateway, ready to be bound.
+pub(crate) struct Gateway {
+    pub(crate) listen_addr: ListenAddr,
+    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) fronts: Vec<Front>,
+    /// What clients log in with, and what each may do.
+    pub(crate) clients: Accounts,
+    pub(crate) client_accounts: HashMap<String, Arc<ClientAccount>>,
+    pub(crate) policy: Policy,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) limits: Limits,
+    pub(crate) open_ports_addr: IpAddr,
+    pub(crate) relay: RelayConfig,
+    pub(crate) handshake_timeout: Duration,
+    /// How long a client may take to answer a dial, its own connecting included.
+    pub(crate) open_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) tunnel: anyproxy_tunnel::Config,
+}
+
+/// Limits on users, and how clients are chosen.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// `None`: by the limit of open files.
+    pub(crate) max_connections: Option<usize>,
+    pub(crate) per_user_connections: Option<usize>,
+    pub(crate) queue_size: usize,
+    pub(crate) queue_timeout: Duration,
+    pub(crate) wait_for_client: Duration,
+    pub(crate) rate: Option<Quota>,
+    pub(crate) bandwidth: Option<Bandwidth>,
+    pub(crate) balance: Settings,
+}
+
+impl Gateway {
+    pub(crate) fn new(source: &Source, section: &config::Gateway) -> Result<Self, Failure> {
+        let cert = source.required("gateway.tls_cert", section.tls_cert.as_ref())?;
+        let key = source.required("gateway.tls_key", section.tls_key.as_ref())?;
+        let (clients, client_accounts) = Self::clients(source, section)?;
+        let connect_timeout = duration(section.connect_timeout, CONNECT_TIMEOUT);
+        let lists = rules::lists(
+            source,
+            section.forbidden_hosts.as_ref(),
+            section.allowed_hosts.as_ref(),
+            section.protocols.as_ref(),
+        )?;
+        let access = section.access.as_ref().map(|access| rules::access(source, access)).transpose()?;
+        let routes = section.routes.as_deref().unwrap_or_default();
+        Ok(Self {
+            listen_addr: source.required("gateway.listen_addr", section.listen_addr.as_ref())?.value.clone(),
+            tls: tls::server(cert, key, section.tls_client_ca.as_deref(), &[b"http/1.1"])?,
+            fronts: Front::all(source)?,
+            clients,
+            client_accounts,
+            policy: Policy::new(lists.into_rules("gateway").chain(access)),
+            routes: rules::routes(source, routes)?,
+            limits: Limits::new(source, section)?,
+            open_ports_addr: match &section.open_ports_addr {
+                None => Ipv4Addr::LOCALHOST.into(),
+                Some(text) => text.parse().map_err(|_| {
+                    Failure::of(&source.name, format!("open_ports_addr: {text:?} is not an address"))
+                })?,
+            },
+            relay: RelayConfig {
+                idle_timeout: unless_zero(section.idle_timeout, IDLE_TIMEOUT),
+                half_closed_timeout: unless_zero(section.half_closed_timeout, HALF_CLOSED_TIMEOUT),
+            },
+            handshake_timeout: duration(section.handshake_timeout, HANDSHAKE_TIMEOUT),
+            // The client gives up first, so that a silent target and a silent client are told apart.
+            open_timeout: connect_timeout + connect_timeout / 2,
+            drain_timeout: duration(section.drain_timeout, DRAIN_TIMEOUT),
+            tunnel: tunnel(section.ping_interval, section.ping_timeout),
+        })
+    }
+
+    fn clients(
+        source: &Source,
+        section: &config::Gateway,
+    ) -> Result<(Accounts, HashMap<String, Arc<ClientAccount>>), Failure> {
+        let mut users = Vec::new();
+        let mut rights = HashMap::new();
+        let username = section.auth_username.as_deref();
+        let file = section.auth_password_file.as_deref();
+        if let Some(user) = accounts::single(source, username, section.auth_password.as_ref(), file)? {
+            let account = ClientAccount::new(user.username.as_str(), std::iter::empty::<&str>());
+            rights.insert(user.username.clone(), Arc::new(account));
+            users.push(user);
+        }
+        for spanned in section.clients.iter().flatten() {
+            let client = &spanned.value;
+            let Some(username) = &client.username else {
+                return Err(source.mistake(spanned.defined, "an account needs a username"));
+            };
+            users.push(
+                match accounts::proof(
+                    source,
+                    spanned.defined,
+                    client.password.as_ref(),
+                    client.password_file.as_deref(),
+                    client.password_hash.as_ref(),
+                )? {
+                    Proof::Password(password) => User::plain(username, password),
+                    Proof::Hash(hash) => User::hashed(username, hash),
+                },
+            );
+            let groups = client.groups.iter().flatten().map(String::as_str);
+            let ports = client.open_ports.iter().flatten().map(|ports| ports.0.clone());
+            let account = ClientAccount::new(username.as_str(), groups).with_open_ports(ports);
+            rights.insert(username.clone(), Arc::new(account));
+        }
+        if users.is_empty() {
+            let what =
+                "clients need an account: give gateway.auth_username and auth_password, or gateway.clients";
+            return Err(Failure::of(&source.name, what));
+        }
+        let accounts = Accounts::new(users).map_err(|error| Failure::of(&source.name, error))?;
+        Ok((accounts, rights))
+    }
+}
+
+impl Limits {
+    fn new(source: &Source, section: &config::Gateway) -> Result<Self, Failure> {
+        let limits = section.limits.clone().unwrap_or_default();
+        let queue = limits.queue.unwrap_or_default();
+        let balance = section.balance.clone().unwrap_or_default();
+        let wrong = |what: &str| Failure::of(&source.name, what);
+        let at_least_one = |key: &str, value: Option<usize>| match value {
+            Some(0) => Err(wrong(&format!("gateway.limits.{key} is 0: nobody could connect"))),
+            value => Ok(value),
+        };
+        Ok(Self {
+            max_connections: at_least_one("max_connections", limits.max_connections)?,
+            per_user_connections: at_least_one("per_user_connections", limits.per_user_connections)?,
+            queue_size: queue.size.unwrap_or(1_024),
+            queue_timeout: duration(queue.timeout, Duration::from_secs(5)),
+            wait_for_client: duration(limits.wait_for_client, Duration::from_secs(3)),
+            rate: limits
+                .rate
+                .map(|rate| {
+                    quota(&rate)
+                        .ok_or_else(|| wrong("gateway.limits.rate needs per_second and burst of 1 or more"))
+                })
+                .transpose()?,
+            bandwidth: limits
+                .bandwidth
+                .map(|limit| {
+                    bandwidth(&limit)
+                        .ok_or_else(|| wrong("gateway.limits.bandwidth of 0: nothing could travel"))
+                })
+                .transpose()?,
+            balance: self::balance(&balance).ok_or_else(|| wrong("gateway.balance.retries is at most 2"))?,
+        })
+    }
+
+    /// The limits that hold for a dial, in words.
+    pub(crate) fn describe(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(Quota { key, per_second, burst }) = self.rate {
+            lines.push(format!("{per_second} dials a second, {burst} at once, by {}", word(key)));
+        }
+        if let Some(Bandwidth { key, up, down }) = self.bandwidth {
+            let rate = |rate: Option<NonZeroU64>| {
+                rate.map_or_else(|| "any number of".to_owned(), |rate| rate.to_string())
+            };
+            lines.push(format!("{} bytes a second up, {} down, by {}", rate(up), rate(down), word(key)));
+        }
+        if let Some(most) = self.per_user_connections {
+            lines.push(format!("{most} streams of one user"));
+        }
+        lines.push(self.max_connections.map_or_else(
+            || "streams in all by the limit of open files".to_owned(),
+            |most| format!("{most} streams in all"),
+        ));
+        lines
+            .push(format!("{} dials waiting for a place, {:?} at most", self.queue_size, self.queue_timeout));
+        lines.push(format!("{:?} of waiting while no client is there", self.wait_for_client));
+        lines
+    }
+}
+
+fn quota(rate: &config::Rate) -> Option<Quota> {
+    let per_second = rate.per_second?;
+    Quota::new(key(rate.key), per_second, rate.burst.unwrap_or(per_second))
+}
+
+fn bandwidth(limit: &config::Bandwidth) -> Option<Bandwidth> {
+    let rate =
+        |rate: Option<config::Bytes>| rate.map_or(Some(None), |rate| NonZeroU64::new(rate.0).map(Some));
+    Some(Bandwidth { key: key(limit.key), up: rate(limit.up)?, down: rate(limit.down)? })
+}
+
+fn balance(section: &config::Balance) -> Option<Settings> {
+    let strategy = match section.strategy.unwrap_or(config::Strategy::LeastLoaded) {
+        config::Strategy::RoundRobin => Strategy::RoundRobin,
+        config::Strategy::LeastLoaded => Strategy::LeastLoaded,
+        config::Strategy::P2cEwma => Strategy::P2cEwma,
+        config::Strategy::Random => Strategy::Random,
+        config::Strategy::Sticky => Strategy::Sticky(match section.sticky_by {
+            None | Some(config::StickyBy::User) => StickyBy::User,
+            Some(config::StickyBy::Target) => StickyBy::Target,
+        }),
+    };
+    let retries = section.retries.unwrap_or(2);
+    (retries <= 2).then(|| Settings { retries: retries as u8, ..strategy.into() })
+}
+
+fn key(key: Option<config::Key>) -> Key {
+    match key {
+        None | Some(config::Key::User) => Key::User,
+        Some(config::Key::Group) => Key::Group,
+        Some(config::Key::Source) => Key::Source,
+    }
+}
+
+const fn word(key: Key) -> &'static str {
+    match key {
+        Key::User => "user",
+        Key::Group => "group",
+        Key::Source => "source",
+    }
+}

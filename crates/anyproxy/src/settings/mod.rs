@@ -1,0 +1,69 @@
+//! From the file as it is written to what the libraries take: every default is applied here, and whatever makes no
+//! sense is refused here, so that `check` and a start say the same.
+
+mod accounts;
+mod client;
+mod front;
+mod gateway;
+mod rules;
+
+use std::time::Duration;
+
+use anyproxy_config::{ConfigError, File, Place};
+
+pub(crate) use client::Client;
+pub(crate) use front::{Front, Protocol};
+pub(crate) use gateway::{Gateway, Limits};
+pub(crate) use rules::Route;
+
+use crate::failure::Failure;
+
+/// The longest a handshake, or a request's head, may take.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest a stream may be silent.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+/// The longest a half-closed stream may make no progress.
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// How long living streams have to finish.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A file, and what its mistakes are reported under.
+pub(crate) struct Source {
+    pub(crate) file: File,
+    pub(crate) name: String,
+}
+
+impl Source {
+    /// A mistake at a place of the file.
+    pub(crate) fn mistake(&self, place: impl Into<Place>, what: impl Into<String>) -> Failure {
+        ConfigError::at(&self.name, place, what).into()
+    }
+
+    /// The value of a key that cannot be left out.
+    pub(crate) fn required<'a, T>(&self, key: &str, value: Option<&'a T>) -> Result<&'a T, Failure> {
+        value.ok_or_else(|| ConfigError::new(&self.name, format!("the key \"{key}\" is missing")).into())
+    }
+}
+
+/// A key's duration, or its default.
+fn duration(value: Option<anyproxy_config::Duration>, default: Duration) -> Duration {
+    value.map_or(default, |value| value.0)
+}
+
+/// The same where 0 means for ever.
+fn unless_zero(value: Option<anyproxy_config::Duration>, default: Duration) -> Option<Duration> {
+    Some(duration(value, default)).filter(|value| !value.is_zero())
+}
+
+/// The limits of a tunnel, from the keys both ends have.
+fn tunnel(
+    ping_interval: Option<anyproxy_config::Duration>,
+    ping_timeout: Option<anyproxy_config::Duration>,
+) -> anyproxy_tunnel::Config {
+    let mut config = anyproxy_tunnel::Config::default();
+    config.mux.ping_interval = duration(ping_interval, config.mux.ping_interval);
+    config.mux.ping_timeout = duration(ping_timeout, config.mux.ping_timeout);
+    config
+}

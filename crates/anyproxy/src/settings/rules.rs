@@ -1,0 +1,121 @@
+//! Who may reach what, with the place of every rule.
+
+use std::sync::Arc;
+
+use anyproxy_acl::{Action, Listed, Lists, Networks, Origin, Pattern, Rule, Rules};
+use anyproxy_config::{self as config, HostPattern, Place, Spanned};
+
+use super::Source;
+use crate::failure::Failure;
+
+/// The lists of a section: `forbidden_hosts`, `allowed_hosts`, `protocols`.
+pub(super) fn lists(
+    source: &Source,
+    forbidden: Option<&Vec<Spanned<HostPattern>>>,
+    allowed: Option<&Vec<Spanned<HostPattern>>>,
+    protocols: Option<&Vec<config::Protocol>>,
+) -> Result<Lists, Failure> {
+    let listed = |patterns: Option<&Vec<Spanned<HostPattern>>>| {
+        let listed = |pattern: &Spanned<HostPattern>| Listed {
+            pattern: pattern.value.0.clone(),
+            origin: Some(origin(source, pattern.defined)),
+        };
+        patterns.into_iter().flatten().map(listed).collect()
+    };
+    Ok(Lists {
+        forbidden: listed(forbidden),
+        allowed: listed(allowed),
+        networks: protocols.map(|protocols| networks(source, protocols)).transpose()?,
+    })
+}
+
+/// `gateway.access`.
+pub(super) fn access(source: &Source, access: &config::Access) -> Result<Rules, Failure> {
+    let default = match access.default {
+        None | Some(config::Action::Allow) => Action::Allow,
+        Some(config::Action::Deny) => Action::Deny,
+    };
+    let rules: Result<Vec<_>, _> =
+        access.rules.iter().flatten().map(|spanned| rule(source, spanned)).collect();
+    Ok(Rules::new("gateway.access", default, rules?))
+}
+
+fn rule(source: &Source, spanned: &Spanned<config::Rule>) -> Result<Rule, Failure> {
+    let config::Rule { allow, deny, users, groups, fronts, protocols } = &spanned.value;
+    let (action, targets) = match (allow, deny) {
+        (Some(targets), None) => (Action::Allow, targets),
+        (None, Some(targets)) => (Action::Deny, targets),
+        _ => return Err(source.mistake(spanned.defined, "a rule has either allow or deny")),
+    };
+    let patterns: Vec<Pattern> = targets.iter().map(|target| target.value.0.clone()).collect();
+    if patterns.is_empty() {
+        return Err(source.mistake(spanned.defined, "a rule without targets matches nothing"));
+    }
+    let words = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+    let mut rule = Rule::new(action, patterns)
+        .users(words(users))
+        .groups(words(groups))
+        .fronts(words(fronts))
+        .at(origin(source, spanned.defined));
+    if let Some(protocols) = protocols {
+        rule = rule.networks(networks(source, protocols)?);
+    }
+    Ok(rule)
+}
+
+/// `client.limit`: nothing but these services.
+pub(super) fn services(
+    source: &Source,
+    services: &[Spanned<config::LocalService>],
+) -> Result<Rules, Failure> {
+    let rule = |spanned: &Spanned<config::LocalService>| {
+        let service = &spanned.value;
+        let Some(addr) = &service.addr else {
+            return Err(source.mistake(spanned.defined, "a service of limit needs an addr"));
+        };
+        let networks = network(service.protocol.unwrap_or(config::Protocol::Tcp));
+        Ok(Rule::allow([addr.value.0.clone()]).networks(networks).at(origin(source, spanned.defined)))
+    };
+    let rules: Result<Vec<_>, _> = services.iter().map(rule).collect();
+    Ok(Rules::new("client.limit", Action::Deny, rules?))
+}
+
+/// `gateway.routes`: the first whose targets match and whose group the user holds.
+pub(super) fn routes(source: &Source, routes: &[Spanned<config::Route>]) -> Result<Vec<Route>, Failure> {
+    let route = |spanned: &Spanned<config::Route>| match &spanned.value {
+        config::Route { targets: Some(targets), group: Some(group) } => Ok(Route {
+            targets: targets.iter().map(|target| target.value.0.clone()).collect(),
+            group: group.as_str().into(),
+        }),
+        _ => Err(source.mistake(spanned.defined, "a route needs targets and a group")),
+    };
+    routes.iter().map(route).collect()
+}
+
+/// From targets to a group.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) targets: Box<[Pattern]>,
+    pub(crate) group: Arc<str>,
+}
+
+fn networks(source: &Source, protocols: &[config::Protocol]) -> Result<Networks, Failure> {
+    protocols
+        .iter()
+        .map(|protocol| network(*protocol))
+        .reduce(|all, more| all | more)
+        .ok_or_else(|| Failure::of(&source.name, "protocols is empty: nothing could travel"))
+}
+
+const fn network(protocol: config::Protocol) -> Networks {
+    match protocol {
+        config::Protocol::Tcp => Networks::TCP,
+        config::Protocol::Udp => Networks::UDP,
+    }
+}
+
+fn origin(source: &Source, place: impl Into<Place>) -> Origin {
+    let place = place.into();
+    let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    Origin { file: source.name.as_str().into(), line: number(place.line), column: number(place.column) }
+}

@@ -1,0 +1,101 @@
+//! The stock gateway's stack: the only place that knows the order of layers.
+//!
+//! Everything a user may do is decided here, top to bottom; ARCHITECTURE.md says more about each place.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyproxy_acl::AclLayer;
+use anyproxy_auth::{Accounts, AuthLayer, HashPool, LockoutLayer, Verify};
+use anyproxy_balance::Balance;
+use anyproxy_core::{Account, BoxDial, BoxGateway, Identity, Login, Target};
+use anyproxy_gateway::{Authenticate, ClientAccount, Clients};
+use anyproxy_http::ReuseLayer;
+use anyproxy_metrics::MetricsLayer;
+use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
+use anyproxy_trace::TraceLayer;
+use tower::{ServiceBuilder, service_fn};
+
+use crate::settings::{Limits, Route};
+
+/// What the dial stack is built of.
+pub(crate) struct Parts {
+    pub(crate) metrics: MetricsLayer,
+    pub(crate) acl: AclLayer,
+    pub(crate) reuse: ReuseLayer,
+    pub(crate) limits: Limits,
+    /// Files this process may have open: the most streams there can be.
+    pub(crate) open_files: usize,
+    pub(crate) open_timeout: Duration,
+    pub(crate) clients: Clients,
+}
+
+/// From a signed dial to a stream, for all fronts together: limits hold for a user wherever they come in.
+pub(crate) fn dials(parts: Parts) -> BoxDial {
+    BoxDial::new(
+        ServiceBuilder::new()
+            .layer(TraceLayer::new()) // one access line a dial, refused ones too
+            .layer(parts.metrics) // every dial once, its verdict, its last byte
+            .layer(parts.acl) // who may reach what: cheap refusals first
+            .layer(RateLimitLayer::new(parts.limits.rate)) // once per dial, not per attempt
+            .layer(BandwidthLayer::new(parts.limits.bandwidth)) // bytes: credit comes back more slowly, nothing is buffered
+            .timeout(parts.open_timeout) // the dial itself, other clients tried included
+            .layer(parts.reuse) // a request may follow another on its stream
+            .service(Balance::new(parts.limits.balance, parts.clients)), // the terminal: one stream on one client's tunnel
+    )
+}
+
+/// From a login to a dial service that signs each dial, for one front: a lock-out there is none elsewhere.
+pub(crate) fn login(accounts: Option<Accounts>, group: Option<&str>, stock: &Stock) -> BoxGateway {
+    let logins = ServiceBuilder::new()
+        .layer(stock.metrics.clone()) // wrong logins never become dials: counted here
+        .layer(LockoutLayer::default()); // by source, before any hash is computed
+    match accounts {
+        Some(accounts) => BoxGateway::new(
+            logins
+                .layer(AuthLayer::new(Verify::new(accounts).with_pool(stock.hashing.clone())))
+                .service(stock.dials.clone()),
+        ),
+        // An open front asks nobody: everybody is the same anonymous user of its group.
+        None => {
+            let everybody = group.map_or(Identity::ANONYMOUS, |group| Account::anonymous(group).into());
+            let verifier = service_fn(move |_: Login| {
+                std::future::ready(Ok::<_, std::convert::Infallible>(everybody.clone()))
+            });
+            BoxGateway::new(logins.layer(AuthLayer::new(verifier)).service(stock.dials.clone()))
+        }
+    }
+}
+
+/// What all fronts of a gateway share.
+pub(crate) struct Stock {
+    pub(crate) metrics: MetricsLayer,
+    pub(crate) hashing: HashPool,
+    pub(crate) dials: BoxDial,
+}
+
+/// From a client's login to its account, guarded as those of users are.
+pub(crate) fn client_login(
+    accounts: Accounts,
+    rights: std::collections::HashMap<String, Arc<ClientAccount>>,
+    metrics: MetricsLayer,
+    hashing: HashPool,
+) -> impl Authenticate {
+    let rights = Arc::new(rights);
+    ServiceBuilder::new()
+        .layer(metrics)
+        .layer(LockoutLayer::default())
+        .map_response(move |identity: Identity| {
+            let rights = identity.user().and_then(|user| rights.get(user));
+            rights.cloned().expect("every account that can log in has its rights beside it")
+        })
+        .service(Verify::new(accounts).with_pool(hashing))
+}
+
+/// The group a route sends a dial to: the first whose targets match and whose group the user holds.
+pub(crate) fn route(routes: &[Route], target: &Target, identity: &Identity) -> Option<Arc<str>> {
+    let matches = |route: &&Route| {
+        identity.has_group(&route.group) && route.targets.iter().any(|pattern| pattern.matches(target))
+    };
+    routes.iter().find(matches).map(|route| route.group.clone())
+}

@@ -1,0 +1,260 @@
+//! A whole client against a gateway of TLS, WebSocket and frames that the test holds in its hand.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyproxy_client::{Client, ClientTls, Config, Handle, OpenPort, Transport};
+use anyproxy_core::{Credentials, Target};
+use anyproxy_tunnel::frame::{ClientHello, GatewayHello, HostRef, Open, PortRequest};
+use anyproxy_tunnel::{Tunnel, WebSocket, accept};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing_subscriber::fmt::MakeWriter;
+
+#[tokio::test]
+async fn a_client_logs_in_and_serves_and_comes_back() {
+    let gateway = Gateway::start().await;
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = gateway.client(|config| {
+        config.group = "büro".into();
+        config.open_ports = vec![OpenPort {
+            remote_port: 2222,
+            target: Target::parse("127.0.0.1:22").unwrap(),
+            transport: Transport::Tcp,
+        }];
+    });
+    for round in 0..2 {
+        let (request, hello, tunnel, cut) = gateway.welcome().await;
+        assert_eq!(request.uri().path(), "/ws");
+        assert_eq!(request.headers()["authorization"], "Basic dXNlcjpjYW5hcnk=");
+        assert_eq!(request.headers()["anyproxy-group"].as_bytes(), "büro".as_bytes());
+        assert_eq!(hello.client_id, "printer-room");
+        assert_eq!(hello.ports, [PortRequest { port: 2222, transport: Transport::Tcp }]);
+        assert_eq!(*client.instance.get_or_insert(hello.instance), hello.instance, "round {round}");
+        client.has_tunnels(1).await;
+
+        let address = target.local_addr().unwrap();
+        let (mut stream, _) =
+            tunnel.open(Open::tcp(HostRef::Ip(address.ip()), address.port())).await.unwrap();
+        let (mut socket, _) = target.accept().await.unwrap();
+        socket.write_all(b"hello").await.unwrap();
+        stream.read_exact(&mut [0; 5]).await.unwrap();
+        drop(cut);
+        client.has_tunnels(0).await;
+    }
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_said_plainly_and_tried_again_and_never_logged() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
+    let _subscribed = tracing::subscriber::set_default(subscriber);
+    let gateway = Gateway::start().await;
+    let client = gateway.client(|_| {});
+    for _ in 0..2 {
+        let mut tls = gateway.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tls.read_u8().await.unwrap());
+        }
+        tls.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        tls.shutdown().await.unwrap();
+        assert_eq!(client.handle.tunnels(), 0);
+    }
+    client.stopped().await;
+    let log = log.text();
+    assert!(log.contains("ERROR") && log.contains("401") && log.contains("auth_password"), "{log}");
+    assert!(!log.contains("canary") && !log.contains("dXNlcjpjYW5hcnk"), "{log}");
+}
+
+#[tokio::test]
+async fn w9_nothing_is_said_to_a_gateway_with_a_foreign_certificate() {
+    let log = Log::default();
+    let _subscribed = tracing::subscriber::set_default(
+        tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish(),
+    );
+    let (gateway, other) = (Gateway::start().await, Gateway::start().await);
+    let client = gateway.client(|config| {
+        config.tls = ClientTls::new(vec![other.certificate.clone()], None).unwrap();
+    });
+    for _ in 0..2 {
+        assert!(gateway.accept().await.is_err(), "a handshake with an unknown gateway went through");
+    }
+    client.stopped().await;
+    assert!(log.text().contains("gateway_tls_cert"), "{}", log.text());
+}
+
+#[tokio::test]
+async fn f3_a_gateway_that_says_nothing_is_given_up() {
+    let gateway = Gateway::start().await;
+    let client = gateway.client(|config| config.handshake_timeout = Duration::from_millis(50));
+    let _silent = gateway.listener.accept().await.unwrap();
+    let _again = timeout(Duration::from_secs(5), gateway.listener.accept()).await.expect("another try");
+    client.stopped().await;
+}
+
+#[tokio::test]
+async fn a_new_tunnel_stands_before_the_old_one_is_drained() {
+    let gateway = Gateway::start().await;
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = gateway.client(|_| {});
+    let (_, _, old, _old) = gateway.welcome().await;
+    let address = target.local_addr().unwrap();
+    let (mut stream, _) = old.open(Open::tcp(HostRef::Ip(address.ip()), address.port())).await.unwrap();
+    let (mut socket, _) = target.accept().await.unwrap();
+    old.drain();
+    let (_, _, _new, _cut) = gateway.welcome().await;
+    client.has_tunnels(1).await;
+    stream.write_all(b"still here").await.unwrap();
+    socket.read_exact(&mut [0; 10]).await.unwrap();
+}
+
+#[tokio::test]
+async fn replicas_are_tunnels_of_one_instance() {
+    let gateway = Gateway::start().await;
+    let client = gateway.client(|config| config.replicas = 3);
+    let mut tunnels = Vec::new();
+    for _ in 0..3 {
+        tunnels.push(gateway.welcome().await);
+    }
+    client.has_tunnels(3).await;
+    assert!(tunnels.iter().all(|(_, hello, ..)| hello.instance == tunnels[0].1.instance));
+    client.stopped().await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_dropped_cuts_its_tunnels() {
+    let gateway = Gateway::start().await;
+    let client = gateway.client(|_| {});
+    let (_, _, tunnel, _cut) = gateway.welcome().await;
+    client.running.abort();
+    timeout(Duration::from_secs(5), tunnel.closed()).await.expect("the tunnel ends");
+}
+
+// === Helpers ===
+
+struct Gateway {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    certificate: CertificateDer<'static>,
+}
+
+impl Gateway {
+    async fn start() -> Self {
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let certificate: CertificateDer<'static> = made.cert.into();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self { listener, tls: Arc::new(config).into(), certificate }
+    }
+
+    fn client(&self, change: impl FnOnce(&mut Config)) -> Running {
+        let mut config = Config::new(
+            vec![self.listener.local_addr().unwrap().try_into().unwrap()],
+            ClientTls::new(vec![self.certificate.clone()], None).unwrap(),
+            "printer-room",
+            Credentials::new("user", "canary"),
+        );
+        change(&mut config);
+        let client = Client::new(config).unwrap();
+        let (handle, stop) = (client.handle(), CancellationToken::new());
+        Running { handle, running: tokio::spawn(client.run(stop.clone())), stop, instance: None }
+    }
+
+    async fn accept(&self) -> io::Result<TlsStream<TcpStream>> {
+        let accepted = timeout(Duration::from_secs(5), self.listener.accept()).await;
+        self.tls.accept(accepted.expect("the client connects")?.0).await
+    }
+
+    /// Lets a client in: what it said, and its tunnel, which is cut when the guard is dropped.
+    async fn welcome(&self) -> (Request, ClientHello, Tunnel, DropGuard) {
+        let tls = self.accept().await.unwrap();
+        let mut seen = None;
+        #[expect(clippy::result_large_err, reason = "tungstenite's own")]
+        let upgrade = |request: &Request, mut response: Response| {
+            let protocol = request.headers()["sec-websocket-protocol"].clone();
+            assert_eq!(protocol, "anyproxy.v1");
+            response.headers_mut().insert("sec-websocket-protocol", protocol);
+            seen = Some(request.clone());
+            Ok(response)
+        };
+        let upgraded = tokio_tungstenite::accept_hdr_async(tls, upgrade).await.unwrap();
+        let accepting = accept(WebSocket::server(upgraded.into_inner()), Default::default()).await.unwrap();
+        let hello = accepting.hello().clone();
+        let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+        let cut = CancellationToken::new();
+        tokio::spawn(cut.clone().run_until_cancelled_owned(driver));
+        (seen.unwrap(), hello, tunnel, cut.drop_guard())
+    }
+}
+
+struct Running {
+    handle: Handle,
+    running: JoinHandle<()>,
+    stop: CancellationToken,
+    instance: Option<u128>,
+}
+
+impl Running {
+    async fn has_tunnels(&self, wanted: usize) {
+        let mut tunnels = self.handle.watch_tunnels();
+        timeout(Duration::from_secs(5), tunnels.wait_for(|tunnels| *tunnels == wanted))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    async fn stopped(self) {
+        self.stop.cancel();
+        timeout(Duration::from_secs(5), self.running).await.expect("the client stops").unwrap();
+    }
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}

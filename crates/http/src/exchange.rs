@@ -1,0 +1,482 @@
+//! One request and its response on a stream to a target.
+//!
+//! Hyper's client is not used here. It owns its connection in a task of its own, while our stream belongs to one
+//! dial: what the layers hold for it (a seat, a gauge, a meter) must end with this response's last byte, even if the
+//! raw stream below goes on to serve the next request. So the exchange is the response's body: polled by the user's
+//! connection, without a task, without a channel, and with the stream in its hand when the last byte has come.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use anyproxy_core::{BoxError, ByteStream};
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::{HeaderMap, Method, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Sleep;
+
+use crate::config::Config;
+use crate::fields::{RequestBody, clean_trailers};
+use crate::refusal::Fault;
+use crate::reuse::Lease;
+use crate::session::Busy;
+use crate::wire::{
+    CHUNK_END, Chunk, ChunkDecoder, Framing, Malformed, ResponseHead, encode_chunk_size, encode_last_chunk,
+    head_end,
+};
+
+/// How long a request's body waits for the target's 100 (Continue) before it is sent without.
+const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A request on its way to a target, then the response on its way back.
+pub(crate) struct Exchange<S, B> {
+    /// `None` once the exchange is over.
+    stream: Option<S>,
+    lease: Lease,
+    busy: Busy,
+    method: Method,
+    upload: Upload<B>,
+    out: Out,
+    reader: HeadReader,
+    download: Download,
+    /// Whether the target said that it goes on behind this response.
+    keeps_alive: bool,
+    upgrades: bool,
+    max_padding: usize,
+}
+
+enum Upload<B> {
+    /// Waits for 100 (Continue).
+    Held { body: B, left: Left, patience: Pin<Box<Sleep>> },
+    Sending { body: B, left: Left },
+    Sent,
+    /// The target takes no more; it may have said why.
+    Broken,
+}
+
+/// What is still to come of a request's body: so many bytes, or chunks.
+#[derive(Clone, Copy)]
+pub(crate) enum Left {
+    Bytes(u64),
+    Chunks,
+}
+
+enum Download {
+    /// Not begun.
+    Head,
+    Length(u64),
+    Chunked(Box<ChunkDecoder>),
+    UntilEnd,
+    Done,
+}
+
+/// What an exchange is about.
+pub(crate) struct Request<B> {
+    pub(crate) method: Method,
+    /// The encoded head.
+    pub(crate) head: BytesMut,
+    /// The body and how it is framed; `None` if there is none.
+    pub(crate) body: Option<(B, Left)>,
+    /// Whether the body waits for 100 (Continue).
+    pub(crate) expects: bool,
+    /// Whether 101 may be answered.
+    pub(crate) upgrades: bool,
+}
+
+impl<S, B> Exchange<S, B>
+where
+    S: ByteStream,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    pub(crate) fn new(stream: S, request: Request<B>, lease: Lease, busy: Busy, config: &Config) -> Self {
+        let upload = match request.body {
+            None => Upload::Sent,
+            Some((body, left)) if request.expects => {
+                Upload::Held { body, left, patience: Box::pin(tokio::time::sleep(CONTINUE_PATIENCE)) }
+            }
+            Some((body, left)) => Upload::Sending { body, left },
+        };
+        Self {
+            stream: Some(stream),
+            lease,
+            busy,
+            method: request.method,
+            upload,
+            out: Out { head: request.head, ..Out::default() },
+            reader: HeadReader { partial: BytesMut::new(), room: config.head_limit() },
+            download: Download::Head,
+            keeps_alive: false,
+            upgrades: request.upgrades,
+            max_padding: config.max_padding,
+        }
+    }
+
+    /// Sends the request, as far as need be, and reads the response's head. Interim responses are taken: 100 sets the
+    /// request's body free, the others end here, since the user's side cannot be told them.
+    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Fault>> {
+        loop {
+            if let Poll::Ready(sent) = self.poll_upload(cx) {
+                sent?;
+            }
+            let stream = self.stream.as_mut().ok_or(Fault::Truncated)?;
+            let head = ready!(self.reader.poll_read(stream, cx))?;
+            match head.status {
+                StatusCode::SWITCHING_PROTOCOLS if self.upgrades => return Poll::Ready(Ok(head)),
+                StatusCode::SWITCHING_PROTOCOLS => {
+                    return Poll::Ready(Err(Fault::Malformed(Malformed::Upgrade)));
+                }
+                StatusCode::CONTINUE => self.upload.set_free(),
+                status if status.is_informational() => {}
+                _ => {
+                    self.begin_download(&head).map_err(Fault::Malformed)?;
+                    return Poll::Ready(Ok(head));
+                }
+            }
+        }
+    }
+
+    fn begin_download(&mut self, head: &ResponseHead) -> Result<(), Malformed> {
+        self.keeps_alive = head.keeps_alive();
+        self.download = match head.framing(&self.method)? {
+            Framing::Length(length) => Download::Length(length),
+            Framing::Chunked => Download::Chunked(Box::new(ChunkDecoder::new(self.max_padding))),
+            Framing::UntilEnd => Download::UntilEnd,
+        };
+        // What has not been asked for by now is wanted no more: a final answer has come.
+        if matches!(self.upload, Upload::Held { .. }) {
+            self.upload = Upload::Broken;
+        }
+        Ok(())
+    }
+
+    /// Ends the exchange at once if there is nothing more to come.
+    pub(crate) fn finish_if_empty(&mut self, cx: &mut Context<'_>) {
+        if matches!(self.download, Download::Length(0)) {
+            self.finish(cx);
+        }
+    }
+
+    /// The stream, for what follows a 101.
+    pub(crate) fn into_stream(mut self: Box<Self>) -> Option<S> {
+        self.stream.take()
+    }
+
+    pub(crate) const fn busy(&self) -> &Busy {
+        &self.busy
+    }
+
+    /// Whether the response has said its length.
+    pub(crate) const fn has_length(&self) -> bool {
+        matches!(self.download, Download::Length(_) | Download::Done)
+    }
+
+    /// Sends what is there to send. An error is the user's; where the target takes no more, it may yet answer.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(())) };
+        loop {
+            match self.out.poll_write(stream, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => {
+                    self.upload = Upload::Broken;
+                    self.out = Out::default();
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+            let (body, left) = match &mut self.upload {
+                Upload::Sent | Upload::Broken => return Poll::Ready(Ok(())),
+                Upload::Held { patience, .. } => {
+                    ready!(patience.as_mut().poll(cx));
+                    self.upload.set_free();
+                    continue;
+                }
+                Upload::Sending { body, left } => (body, left),
+            };
+            let frame = ready!(Pin::new(body).poll_frame(cx));
+            let frame = frame.transpose().map_err(|error| Fault::User(error.into()))?;
+            match left.take(frame)? {
+                Piece::Data(data) => {
+                    self.busy.session().earn(data.len());
+                    self.out.push(data, matches!(left, Left::Chunks));
+                    if matches!(left, Left::Bytes(0)) {
+                        self.upload = Upload::Sent;
+                    }
+                }
+                Piece::End(trailers) => {
+                    if let Some(trailers) = trailers {
+                        encode_last_chunk(&mut self.out.head, &trailers);
+                    }
+                    self.upload = Upload::Sent;
+                }
+            }
+        }
+    }
+
+    fn poll_download(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        loop {
+            let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
+            if matches!(self.download, Download::Length(0)) {
+                self.finish(cx);
+                return Poll::Ready(None);
+            }
+            let chunk = ready!(Pin::new(&mut *stream).poll_fill_buf(cx)).map_err(Fault::Stream)?;
+            if chunk.is_empty() {
+                if matches!(self.download, Download::UntilEnd) {
+                    self.finish(cx);
+                    return Poll::Ready(None);
+                }
+                return Poll::Ready(Some(Err(Fault::Truncated)));
+            }
+            let (data, used) = match &mut self.download {
+                Download::Head | Download::Done => return Poll::Ready(None),
+                Download::UntilEnd => (Bytes::copy_from_slice(chunk), chunk.len()),
+                Download::Length(left) => {
+                    let here = usize::try_from(*left).map_or(chunk.len(), |left| left.min(chunk.len()));
+                    *left -= here as u64;
+                    (Bytes::copy_from_slice(&chunk[..here]), here)
+                }
+                Download::Chunked(decoder) => {
+                    let (framing, found) = decoder.decode(chunk).map_err(Fault::Malformed)?;
+                    match found {
+                        Chunk::More => (Bytes::new(), framing),
+                        Chunk::Data(length) => {
+                            (Bytes::copy_from_slice(&chunk[framing..framing + length]), framing + length)
+                        }
+                        Chunk::End(mut trailers) => {
+                            Pin::new(stream).consume(framing);
+                            self.finish(cx);
+                            clean_trailers(&mut trailers);
+                            let frame = (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)));
+                            return Poll::Ready(frame);
+                        }
+                    }
+                }
+            };
+            Pin::new(stream).consume(used);
+            if data.is_empty() {
+                continue;
+            }
+            // With the last byte, not a poll later: nobody polls a body that has said its length.
+            self.finish_if_empty(cx);
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+    }
+
+    /// The response is complete. If the request is too, the stream can be kept or ends whole; if not, its drop tells
+    /// the target that the rest will not come.
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        self.download = Download::Done;
+        let Some(mut stream) = self.stream.take() else { return };
+        if !matches!(self.upload, Upload::Sent) || !self.out.is_empty() {
+            return;
+        }
+        if self.keeps_alive && self.lease.is_served() {
+            self.lease.give_back();
+        }
+        let _ = Pin::new(&mut stream).poll_shutdown(cx);
+        let _ = Pin::new(&mut stream).poll_fill_buf(cx);
+    }
+}
+
+impl<S, B> Body for Exchange<S, B>
+where
+    S: ByteStream,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let this = &mut *self;
+        if let Poll::Ready(Err(fault)) = this.poll_upload(cx) {
+            this.stream = None;
+            return Poll::Ready(Some(Err(fault)));
+        }
+        let frame = this.poll_download(cx);
+        if matches!(frame, Poll::Ready(Some(Err(_)))) {
+            this.stream = None;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.download, Download::Done)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.download {
+            Download::Length(left) => SizeHint::with_exact(left),
+            Download::Done => SizeHint::with_exact(0),
+            Download::Head | Download::Chunked(_) | Download::UntilEnd => SizeHint::new(),
+        }
+    }
+}
+
+impl<B> Upload<B> {
+    fn set_free(&mut self) {
+        *self = match std::mem::replace(self, Self::Broken) {
+            Self::Held { body, left, .. } => Self::Sending { body, left },
+            other => other,
+        };
+    }
+}
+
+/// What a frame of a request's body means.
+enum Piece {
+    Data(Bytes),
+    /// The end, and what to write for it.
+    End(Option<HeaderMap>),
+}
+
+impl Left {
+    /// What comes of a body in this framing.
+    pub(crate) const fn of(framing: RequestBody) -> Option<Self> {
+        match framing {
+            RequestBody::None | RequestBody::Length(0) => None,
+            RequestBody::Length(length) => Some(Self::Bytes(length)),
+            RequestBody::Chunked => Some(Self::Chunks),
+        }
+    }
+
+    /// Takes the next frame, or the end, and holds the body to its length.
+    fn take(&mut self, frame: Option<Frame<Bytes>>) -> Result<Piece, Fault> {
+        let frame = frame.map(Frame::into_data);
+        Ok(match (self, frame) {
+            (Self::Chunks, Some(Ok(data))) => Piece::Data(data),
+            (Self::Bytes(left), Some(Ok(data))) => {
+                *left = left.checked_sub(data.len() as u64).ok_or_else(|| wrong_length("more"))?;
+                Piece::Data(data)
+            }
+            (Self::Chunks, Some(Err(frame))) => {
+                let mut trailers = frame.into_trailers().unwrap_or_default();
+                clean_trailers(&mut trailers);
+                Piece::End(Some(trailers))
+            }
+            (Self::Chunks, None) => Piece::End(Some(HeaderMap::new())),
+            (Self::Bytes(0), _) => Piece::End(None),
+            (Self::Bytes(_), _) => return Err(wrong_length("less")),
+        })
+    }
+}
+
+fn wrong_length(what: &str) -> Fault {
+    Fault::User(format!("the body is {what} than its length").into())
+}
+
+// === Out ===
+
+/// Bytes on their way to the target: framing, a piece of the body, its line end.
+#[derive(Default)]
+struct Out {
+    head: BytesMut,
+    piece: Bytes,
+    tail: &'static [u8],
+    /// Whether something was written and not flushed.
+    unflushed: bool,
+}
+
+impl Out {
+    fn is_empty(&self) -> bool {
+        self.head.is_empty() && self.piece.is_empty() && self.tail.is_empty() && !self.unflushed
+    }
+
+    /// Adds a piece of the body; everything before has left.
+    fn push(&mut self, data: Bytes, chunked: bool) {
+        if data.is_empty() {
+            return;
+        }
+        if chunked {
+            encode_chunk_size(&mut self.head, data.len());
+            self.tail = CHUNK_END;
+        }
+        self.piece = data;
+    }
+
+    fn poll_write<S: ByteStream>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !(self.head.is_empty() && self.piece.is_empty() && self.tail.is_empty()) {
+            let bufs = [IoSlice::new(&self.head), IoSlice::new(&self.piece), IoSlice::new(self.tail)];
+            let first = bufs.iter().position(|buf| !buf.is_empty()).unwrap_or_default();
+            let mut written = if stream.is_write_vectored() {
+                ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &bufs[first..]))?
+            } else {
+                ready!(Pin::new(&mut *stream).poll_write(cx, &bufs[first]))?
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unflushed = true;
+            for part in [&mut self.head as &mut dyn bytes::Buf, &mut self.piece, &mut self.tail] {
+                let here = written.min(part.remaining());
+                part.advance(here);
+                written -= here;
+            }
+        }
+        if self.unflushed {
+            ready!(Pin::new(stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+// === HeadReader ===
+
+/// Reads heads from a stream, never a byte more.
+struct HeadReader {
+    /// What has come of a head that did not come in one piece.
+    partial: BytesMut,
+    /// How many bytes of heads may still come.
+    room: usize,
+}
+
+impl HeadReader {
+    fn poll_read<S: ByteStream>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, Fault>> {
+        loop {
+            let chunk = ready!(Pin::new(&mut *stream).poll_fill_buf(cx)).map_err(Fault::Stream)?;
+            if chunk.is_empty() {
+                return Poll::Ready(Err(Fault::Ended { heard: !self.partial.is_empty() }));
+            }
+            let (head, used) = self.take(chunk).map_err(Fault::Malformed)?;
+            Pin::new(&mut *stream).consume(used);
+            if let Some(head) = head {
+                return Poll::Ready(Ok(head));
+            }
+        }
+    }
+
+    /// A head, if `chunk` completes one, and how much of it is taken.
+    fn take(&mut self, chunk: &[u8]) -> Result<(Option<ResponseHead>, usize), Malformed> {
+        let chunk = &chunk[..chunk.len().min(self.room + 1)];
+        let (decoded, before) = if self.partial.is_empty() {
+            // The usual case: nothing is kept.
+            (ResponseHead::decode(chunk)?, 0)
+        } else {
+            let before = self.partial.len();
+            self.partial.extend_from_slice(chunk);
+            let ended = head_end(&self.partial, before).is_some();
+            (if ended { ResponseHead::decode(&self.partial)? } else { None }, before)
+        };
+        let used = match &decoded {
+            Some((_, length)) => {
+                self.partial = BytesMut::new();
+                length - before
+            }
+            None => {
+                if before == 0 {
+                    self.partial.extend_from_slice(chunk);
+                }
+                chunk.len()
+            }
+        };
+        self.room = self.room.checked_sub(used).ok_or(Malformed::HeadTooLarge)?;
+        Ok((decoded.map(|(head, _)| head), used))
+    }
+}

@@ -1,0 +1,284 @@
+//! HTTP/2 to users (RFC 9113), with extended CONNECT (RFC 8441).
+//!
+//! On h2 itself instead of hyper's server around it, for one reason: a tunnel's reset must stay a reset. Hyper's
+//! upgraded HTTP/2 streams read a cancelled stream as its end and end when they are dropped.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use anyproxy_core::{BoxError, ByteStream};
+use anyproxy_front::{Connection, Relay, RelayConfig};
+use bytes::{Buf as _, Bytes};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceExt as _};
+use tracing::debug;
+
+use crate::body::UserBody;
+use crate::config::Config;
+use crate::proxy::AnswerBody;
+use crate::requests::Handoff;
+use crate::session::Watched;
+use crate::wire::content_length;
+
+/// Streams that a user opened and reset before they were looked at, before the connection ends: rapid reset
+/// (CVE-2023-44487) costs a connection this often, and no more.
+const MAX_PENDING_RESETS: usize = 20;
+/// Streams reset for a user's errors before the connection ends (RUSTSEC-2024-0003).
+const MAX_ERROR_RESETS: usize = 256;
+/// Bytes of responses that wait for a user who does not read, for each stream.
+const SEND_BUFFER: usize = 64 * 1024;
+/// The most of a stream that is handed to h2 at once.
+const SEND_PIECE: usize = 16 * 1024;
+
+/// Serves one connection until it ends and the last of its requests and tunnels is done.
+pub(crate) async fn serve<U, S, St>(
+    user: Watched<U>,
+    service: S,
+    new_handoff: fn() -> Handoff<St>,
+    config: &Config,
+    stop: &CancellationToken,
+) -> Result<(), h2::Error>
+where
+    U: Connection,
+    S: Service<Request<UserBody>, Response = Response<AnswerBody>, Error = BoxError, Future: Send + 'static>
+        + Clone
+        + Send
+        + 'static,
+    St: ByteStream,
+{
+    let head = u32::try_from(config.head_limit()).unwrap_or(u32::MAX);
+    let mut connection = h2::server::Builder::new()
+        .initial_window_size(config.stream_window)
+        .initial_connection_window_size(config.connection_window)
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .max_header_list_size(head)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol()
+        .handshake::<_, Bytes>(user)
+        .await?;
+    let mut streams = JoinSet::new();
+    let mut stopping = false;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+            accepted = poll_fn(|cx| connection.poll_accept(cx)) => match accepted {
+                Some(Ok((request, respond))) => {
+                    let service = service.clone();
+                    streams.spawn(exchange(request, respond, service, new_handoff(), config.relay));
+                }
+                Some(Err(error)) => break Err(error),
+                None => break Ok(()),
+            },
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                connection.graceful_shutdown();
+            }
+        }
+    };
+    // The connection is gone, and what is left of its streams sees that at its next byte.
+    streams.shutdown().await;
+    ended
+}
+
+/// One request, its response, and the tunnel if it opened one.
+async fn exchange<S, St>(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    service: S,
+    handoff: Handoff<St>,
+    relay: RelayConfig,
+) where
+    S: Service<Request<UserBody>, Response = Response<AnswerBody>, Error = BoxError>,
+    St: ByteStream,
+{
+    let is_connect = request.method() == Method::CONNECT;
+    let (mut parts, body) = request.into_parts();
+    parts.version = Version::HTTP_2;
+    parts.extensions.insert(handoff.clone());
+    if parts.headers.remove(header::EXPECT).is_some() {
+        // This hop has no reason to make the user wait: flow control does.
+        let mut go_on = Response::new(());
+        *go_on.status_mut() = StatusCode::CONTINUE;
+        if respond.send_informational(go_on).is_err() {
+            return;
+        }
+    }
+    let length = content_length(&parts.headers).ok().flatten();
+    // A tunnel's bytes are no body.
+    let (body, tunnelled) = if is_connect { (None, Some(body)) } else { (Some(body), None) };
+    let request = Request::from_parts(parts, body.map_or_else(UserBody::empty, |body| UserBody::http2(body, length)));
+    let response = tokio::select! {
+        response = service.oneshot(request) => match response {
+            Ok(response) => response,
+            // Only a layer that is not ready fails like this.
+            Err(error) => {
+                debug!(error = ?error.to_string(), "not answered");
+                return respond.send_reset(Reason::REFUSED_STREAM);
+            }
+        },
+        // The user has lost interest: dropping the request gives up its dial.
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+    };
+    let (mut head, body) = response.into_parts();
+    head.headers.remove(header::CONNECTION);
+    let stream = handoff.take().filter(|_| head.status.is_success());
+    let ends = stream.is_none() && body.is_end_stream();
+    let Ok(send) = respond.send_response(Response::from_parts(head, ()), ends) else { return };
+    match (stream, tunnelled) {
+        (Some(stream), Some(receive)) => {
+            let end = Relay::new(Tunnel::new(send, receive), stream, relay).await;
+            debug!(%end, "tunnel closed");
+        }
+        _ if ends => {}
+        _ => send_body(send, body).await,
+    }
+}
+
+/// Sends a response's body at the user's pace. One that breaks off is reset, never ended.
+async fn send_body(mut send: SendStream<Bytes>, mut body: AnswerBody) {
+    loop {
+        let frame = tokio::select! {
+            frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)) => frame,
+            _ = poll_fn(|cx| send.poll_reset(cx)) => return,
+        };
+        let sent = match frame {
+            None => send.send_data(Bytes::new(), true).map_err(BoxError::from),
+            Some(Err(error)) => Err(error),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => match send_data(&mut send, data, body.is_end_stream()).await {
+                    Ok(()) if body.is_end_stream() => return,
+                    sent => {
+                        if sent.is_ok() {
+                            continue;
+                        }
+                        sent.map_err(BoxError::from)
+                    }
+                },
+                Err(frame) => send.send_trailers(frame.into_trailers().unwrap_or_default()).map_err(BoxError::from),
+            },
+        };
+        if sent.is_err() {
+            send.send_reset(Reason::INTERNAL_ERROR);
+        }
+        return;
+    }
+}
+
+async fn send_data(send: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        let room = poll_fn(|cx| poll_room(send, data.len(), cx)).await?;
+        let piece = data.split_to(room.min(data.len()));
+        send.send_data(piece, last && data.is_empty())?;
+    }
+    Ok(())
+}
+
+/// Room to send, at least a byte; never asked for without something to send, since what is reserved is taken from
+/// the whole connection's window.
+fn poll_room(send: &mut SendStream<Bytes>, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
+    send.reserve_capacity(wanted.min(SEND_PIECE));
+    loop {
+        match send.capacity() {
+            0 => match ready!(send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Err(Reason::CANCEL.into())),
+            },
+            room => return Poll::Ready(Ok(room)),
+        }
+    }
+}
+
+// === Tunnel ===
+
+/// A stream of an HTTP/2 connection as a user's connection: an end is END_STREAM, a reset is RST_STREAM, both ways.
+struct Tunnel {
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+    /// Received and not read.
+    unread: Bytes,
+    ended: bool,
+}
+
+impl Tunnel {
+    const fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
+        Self { send, receive, unread: Bytes::new(), ended: false }
+    }
+}
+
+impl Connection for Tunnel {
+    fn abort(&mut self) {
+        self.send.send_reset(Reason::CONNECT_ERROR);
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.send.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    if error.is_io() {
+        return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
+    }
+    io::Error::new(io::ErrorKind::ConnectionReset, error)
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.unread.is_empty() {
+            match ready!(self.receive.poll_data(cx)) {
+                Some(data) => self.unread = data.map_err(broken)?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let taken = self.unread.len().min(buf.remaining());
+        buf.put_slice(&self.unread[..taken]);
+        self.unread.advance(taken);
+        self.receive.flow_control().release_capacity(taken).map_err(broken)?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let room = ready!(poll_room(&mut self.send, buf.len(), cx)).map_err(broken)?;
+        let taken = room.min(buf.len());
+        self.send.send_data(Bytes::copy_from_slice(&buf[..taken]), false).map_err(broken)?;
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.ended {
+            self.ended = true;
+            self.send.send_data(Bytes::new(), true).map_err(broken)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,403 @@
+use std::convert::Infallible;
+use std::error::Error as _;
+use std::fmt;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use anyproxy_core::{BoxError, ByteStream, Dial, DialService, Front, GatewayStack, Login, Target};
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::ext::ReasonPhrase;
+use tower::Service;
+use tracing::debug;
+
+use crate::ask::{Ask, Route, complete_websocket, credentials};
+use crate::config::Config;
+use crate::exchange::{self, Exchange, Left};
+use crate::fields::{RequestHead, clean_response};
+use crate::refusal::{Fault, Refusal};
+use crate::reuse::Lease;
+use crate::session::{Busy, Session, within};
+use crate::wire::{ResponseHead, content_length};
+
+/// The streams that a gateway stack dials.
+pub type StreamOf<M> = <<M as Service<Login>>::Response as Service<Dial>>::Response;
+
+/// The requests of one user connection, as a tower service: what the layers of [`HttpProxy::layer`] wrap.
+///
+/// Each request logs in, is dialled through the whole stack and is answered: by its target, or by the proxy itself
+/// where there is no answer to be had. It never fails: what went wrong is a response. Takes any request body, so that
+/// layers may wrap it.
+///
+/// [`HttpProxy::layer`]: crate::HttpProxy::layer
+pub struct Requests<M> {
+    stack: M,
+    config: Arc<Config>,
+    source: SocketAddr,
+    session: Arc<Session>,
+}
+
+impl<M: Clone> Clone for Requests<M> {
+    fn clone(&self) -> Self {
+        Self {
+            stack: self.stack.clone(),
+            config: self.config.clone(),
+            source: self.source,
+            session: self.session.clone(),
+        }
+    }
+}
+
+impl<M> fmt::Debug for Requests<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+impl<M> Requests<M> {
+    pub(crate) const fn new(stack: M, config: Arc<Config>, source: SocketAddr, session: Arc<Session>) -> Self {
+        Self { stack, config, source, session }
+    }
+}
+
+/// The answer to a request, on its way.
+///
+/// Boxed, since an `async` block has no name to write down; one allocation a request.
+pub type ResponseFuture<S, B> =
+    Pin<Box<dyn Future<Output = Result<Response<ResponseBody<S, B>>, Infallible>> + Send>>;
+
+impl<M, B> Service<Request<B>> for Requests<M>
+where
+    M: GatewayStack,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+{
+    type Response = Response<ResponseBody<StreamOf<M>, B>>;
+    type Error = Infallible;
+    type Future = ResponseFuture<StreamOf<M>, B>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let this = self.clone();
+        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+        let busy = this.session.begin(chunked);
+        Box::pin(async move {
+            let config = this.config.clone();
+            let connects = request.method() == Method::CONNECT && request.version() != Version::HTTP_2;
+            Ok(match this.answer(request, busy.clone()).await {
+                Ok(response) => response,
+                Err(refusal) => {
+                    // What a refused CONNECT has sent already was meant for somebody else (RFC 9110 section 9.3.6).
+                    let refusal = if connects { refusal.closing() } else { refusal };
+                    refusal.into_response(&config).map(|text| ResponseBody::whole(text, busy))
+                }
+            })
+        })
+    }
+}
+
+impl<M: GatewayStack> Requests<M> {
+    async fn answer<B>(
+        self,
+        request: Request<B>,
+        busy: Busy,
+    ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        let ask = Ask::read(&parts, &body, &self.config)?;
+        let credentials = credentials(&parts.headers)?;
+        let login = Login { credentials, source: self.source, front: Front::HTTP };
+        let dials = self.stack.login(login).await.map_err(|error| Refusal::of(&*error))?;
+        if self.was_here(&parts.headers) {
+            return Err(Refusal::proxy_loop());
+        }
+        match ask {
+            Ask::Here if parts.method == Method::TRACE => Ok(trace(&parts, busy)),
+            Ask::Here => Err(Refusal::options()),
+            Ask::Tunnel(target) => self.tunnel(dials, &parts, target, busy).await,
+            Ask::Forward(route) => self.forward(dials, parts, body, route, busy).await,
+        }
+    }
+
+    fn was_here(&self, headers: &HeaderMap) -> bool {
+        let mut signatures = headers.get_all(header::VIA).iter().filter_map(|via| via.to_str().ok());
+        signatures.any(|via| self.config.name.signed(via))
+    }
+
+    /// `CONNECT`: the stream is handed to whoever serves the connection, which relays it once the 200 has left.
+    async fn tunnel<B>(
+        &self,
+        dials: impl DialService<Response = StreamOf<M>>,
+        parts: &Parts,
+        target: Target,
+        busy: Busy,
+    ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal> {
+        let dial = Dial::tcp(target.clone(), self.source, Front::HTTP);
+        let stream = dials.dial(dial).await.map_err(|error| Refusal::of(&*error).towards(&target))?;
+        hand_off(parts, stream)?;
+        Ok(Response::new(ResponseBody::whole(Bytes::new(), busy)))
+    }
+
+    async fn forward<B>(
+        &self,
+        dials: impl DialService<Response = StreamOf<M>>,
+        mut parts: Parts,
+        body: B,
+        route: Route,
+        busy: Busy,
+    ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        if route.extended {
+            parts.method = Method::GET;
+            complete_websocket(&mut parts.headers);
+        }
+        let mut body = Left::of(route.body).map(|left| (body, left));
+        // A stream that was kept may have been closed by its target at this very moment. What certainly changes
+        // nothing twice is then asked again, on a new one.
+        let may_repeat = body.is_none() && parts.method.is_idempotent();
+        let mut fresh = false;
+        loop {
+            let (exchange, lease) =
+                self.send(&dials, &parts, body.take(), &route, fresh, busy.clone()).await?;
+            match self.respond(&parts, &route, exchange).await {
+                Err(fault) if lease.is_reused() && may_repeat && !fresh && fault.is_unheard() => {
+                    debug!(target = %route.target, "a kept stream had ended, dialling anew");
+                    fresh = true;
+                }
+                Err(fault) => return Err(Refusal::from(fault).towards(&route.target)),
+                Ok(response) => return response,
+            }
+        }
+    }
+
+    /// Dials, and gets the request ready to leave.
+    async fn send<B>(
+        &self,
+        dials: &impl DialService<Response = StreamOf<M>>,
+        parts: &Parts,
+        body: Option<(B, Left)>,
+        route: &Route,
+        fresh: bool,
+        busy: Busy,
+    ) -> Result<(Box<Exchange<StreamOf<M>, B>>, Lease), Refusal>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        let lease = Lease::new(self.session.park.clone(), fresh);
+        let mut dial = Dial::tcp(route.target.clone(), self.source, Front::HTTP);
+        dial.extensions.insert(lease.clone());
+        let dialled = dials.dial(dial).await;
+        let stream = dialled.map_err(|error| Refusal::of(&*error).towards(&route.target))?;
+        let mut head = BytesMut::new();
+        let said = RequestHead {
+            method: &parts.method,
+            path: parts.uri.path_and_query().map_or("/", |path| path.as_str()),
+            host: &route.host,
+            headers: &parts.headers,
+            version: parts.version,
+            body: route.body,
+            upgrade: route.upgrade.as_ref(),
+            max_forwards: route.max_forwards,
+            close: !lease.is_served(),
+        };
+        said.encode(&mut head, &self.config.name);
+        let request = exchange::Request {
+            method: parts.method.clone(),
+            head,
+            body,
+            expects: route.expects,
+            upgrades: route.upgrade.is_some(),
+        };
+        Ok((Box::new(Exchange::new(stream, request, lease.clone(), busy, &self.config)), lease))
+    }
+
+    /// Waits for the target's response.
+    async fn respond<B>(
+        &self,
+        parts: &Parts,
+        route: &Route,
+        mut exchange: Box<Exchange<StreamOf<M>, B>>,
+    ) -> Result<Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>, Fault>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        let wait = poll_fn(|cx| exchange.poll_head(cx));
+        let waited = within(&self.session.timer, self.config.idle_timeout, wait).await;
+        let head = waited.ok_or(Fault::Silent)??;
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(self.switch(parts, route, head, exchange));
+        }
+        let mut response = Response::new(());
+        *response.status_mut() = head.status;
+        if let Some(reason) = head.reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
+            response.extensions_mut().insert(reason);
+        }
+        let length = content_length(&head.headers).ok().flatten();
+        let mut headers = head.headers;
+        clean_response(&mut headers, head.http_11, &self.config.name);
+        let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if let Some(length) = length.filter(|_| !bodiless) {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        *response.headers_mut() = headers;
+        // To a user of HTTP/1.0, a response without a length ends with the connection.
+        let ends_with_connection = parts.version == Version::HTTP_10 && !exchange.has_length();
+        poll_fn(|cx| Poll::Ready(exchange.finish_if_empty(cx))).await;
+        Ok(Ok(response.map(|()| ResponseBody(Kind::Exchange { exchange, ends_with_connection }))))
+    }
+
+    /// The target has changed its protocol, as the user had asked.
+    fn switch<B>(
+        &self,
+        parts: &Parts,
+        route: &Route,
+        head: ResponseHead,
+        exchange: Box<Exchange<StreamOf<M>, B>>,
+    ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
+    {
+        let busy = exchange.busy().clone();
+        let protocol = head.headers.get(header::UPGRADE).cloned();
+        let mut headers = head.headers;
+        clean_response(&mut headers, head.http_11, &self.config.name);
+        if let Some(stream) = exchange.into_stream() {
+            hand_off(parts, stream)?;
+        }
+        let mut response = Response::new(ResponseBody::whole(Bytes::new(), busy));
+        if route.extended {
+            headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        } else {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.extend(protocol.map(|protocol| (header::UPGRADE, protocol)));
+        }
+        *response.headers_mut() = headers;
+        Ok(response)
+    }
+}
+
+/// What was received, sent back (RFC 9110 section 9.3.8), without what identifies the user.
+fn trace<S, B>(parts: &Parts, busy: Busy) -> Response<ResponseBody<S, B>> {
+    let secret = |name: &HeaderName| {
+        matches!(*name, header::AUTHORIZATION | header::COOKIE) || name.as_str().starts_with("proxy-")
+    };
+    let mut echo = BytesMut::new();
+    echo.extend_from_slice(format!("{} {} {:?}\r\n", parts.method, parts.uri, parts.version).as_bytes());
+    for (name, value) in parts.headers.iter().filter(|(name, _)| !secret(name)) {
+        crate::wire::encode_field(&mut echo, name.as_str(), value.as_bytes());
+    }
+    echo.extend_from_slice(b"\r\n");
+    let mut response = Response::new(ResponseBody::whole(echo.freeze(), busy));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("message/http"));
+    response
+}
+
+// === Handoff ===
+
+/// Where a request leaves the stream of an accepted `CONNECT` or upgrade, for whoever serves the connection. Rides in
+/// the request's extensions.
+pub(crate) struct Handoff<S>(Arc<Mutex<Option<S>>>);
+
+impl<S> Clone for Handoff<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S> Default for Handoff<S> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<S> Handoff<S> {
+    pub(crate) fn take(&self) -> Option<S> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn hand_off<S: ByteStream>(parts: &Parts, stream: S) -> Result<(), Refusal> {
+    // Lost only if a layer has made a new request of the user's.
+    let handoff = parts.extensions.get::<Handoff<S>>().ok_or_else(Refusal::panicked)?;
+    *handoff.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+    Ok(())
+}
+
+// === ResponseBody ===
+
+/// The body of an answer: a target's, as it comes, or the proxy's own words.
+pub struct ResponseBody<S, B>(Kind<S, B>);
+
+enum Kind<S, B> {
+    Whole { text: Option<Bytes>, _busy: Busy },
+    Exchange { exchange: Box<Exchange<S, B>>, ends_with_connection: bool },
+}
+
+impl<S, B> ResponseBody<S, B> {
+    fn whole(text: Bytes, busy: Busy) -> Self {
+        Self(Kind::Whole { text: Some(text).filter(|text| !text.is_empty()), _busy: busy })
+    }
+}
+
+impl<S, B> fmt::Debug for ResponseBody<S, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.0 {
+            Kind::Whole { .. } => "ResponseBody::Whole",
+            Kind::Exchange { .. } => "ResponseBody::Exchange",
+        })
+    }
+}
+
+impl<S, B> Body for ResponseBody<S, B>
+where
+    S: ByteStream,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.0 {
+            Kind::Whole { text, .. } => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Kind::Exchange { exchange, ends_with_connection } => {
+                Pin::new(&mut **exchange).poll_frame(cx).map_err(|fault| {
+                    debug!(error = %fault, cause = ?fault.source().map(ToString::to_string), "response cut off");
+                    if *ends_with_connection {
+                        exchange.busy().session().set_broken();
+                    }
+                    fault.into()
+                })
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Whole { text, .. } => text.is_none(),
+            Kind::Exchange { exchange, .. } => exchange.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Whole { text, .. } => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Kind::Exchange { exchange, .. } => exchange.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,323 @@
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::config::Config;
+use crate::reuse::Park;
+
+/// What the parts of one user connection know of each other: its reader, its requests and their bodies.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Requests under way.
+    active: AtomicUsize,
+    /// Changes with every beginning and end of a request.
+    turn: AtomicU64,
+    /// Whether a response broke off that can only end by the connection's end, which must be seen as broken.
+    broken: AtomicBool,
+    /// Bytes read from the user for the present chunked body, framing included; see [`Session::fits`].
+    wire: AtomicU64,
+    /// What these bytes may be for: data that was delivered, and framing it needs.
+    earned: AtomicU64,
+    chunked: AtomicBool,
+    /// For the wait for a response.
+    pub(crate) timer: Mutex<Timer>,
+    /// The streams kept for coming requests.
+    pub(crate) park: Arc<Park>,
+}
+
+impl Session {
+    pub(crate) fn new(config: &Config) -> Arc<Self> {
+        Arc::new(Self {
+            active: AtomicUsize::new(0),
+            turn: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            wire: AtomicU64::new(0),
+            earned: AtomicU64::new(0),
+            chunked: AtomicBool::new(false),
+            timer: Mutex::default(),
+            park: Arc::new(Park::new(config.parked)),
+        })
+    }
+
+    /// A request begins; it ends when the returned value is dropped, with its response's last byte.
+    pub(crate) fn begin(self: &Arc<Self>, chunked: bool) -> Busy {
+        self.wire.store(0, Ordering::Relaxed);
+        self.earned.store(0, Ordering::Relaxed);
+        self.chunked.store(chunked, Ordering::Relaxed);
+        self.active.fetch_add(1, Ordering::Relaxed);
+        self.turn.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    fn is_busy(&self) -> bool {
+        self.active.load(Ordering::Relaxed) > 0
+    }
+
+    /// The connection must not end as if all were well.
+    pub(crate) fn set_broken(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// A piece of a request's body was delivered.
+    pub(crate) fn earn(&self, data: usize) {
+        /// The most framing that one chunk needs: 16 digits and two line ends.
+        const FRAMING: u64 = 20;
+        self.earned.fetch_add(data as u64 + FRAMING, Ordering::Relaxed);
+    }
+
+    /// Counts bytes read from the user: whether they still fit what a body of such data may take, `slack` more
+    /// included.
+    fn fits(&self, bytes: usize, slack: usize) -> bool {
+        if !self.chunked.load(Ordering::Relaxed) {
+            return true;
+        }
+        let wire = self.wire.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        wire <= self.earned.load(Ordering::Relaxed) + slack as u64
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Session>);
+
+impl Busy {
+    pub(crate) const fn session(&self) -> &Arc<Session> {
+        &self.0
+    }
+}
+
+impl Clone for Busy {
+    fn clone(&self) -> Self {
+        self.0.active.fetch_add(1, Ordering::Relaxed);
+        Self(self.0.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.0.active.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.chunked.store(false, Ordering::Relaxed);
+        }
+        self.0.turn.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// === Timer ===
+
+/// A timer that is set again and again and fires hardly ever: moving its deadline away costs nothing, the clock's
+/// wheel is touched only where it comes nearer.
+#[derive(Debug, Default)]
+pub(crate) struct Timer(Option<Pin<Box<Sleep>>>);
+
+impl Timer {
+    /// Ready once `deadline` has passed.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let sleep = match &mut self.0 {
+            Some(sleep) => sleep,
+            None => self.0.insert(Box::pin(tokio::time::sleep_until(deadline))),
+        };
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if sleep.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            // Set for an earlier wait, which has since moved on.
+            sleep.as_mut().reset(deadline);
+        }
+    }
+}
+
+/// `future`'s output, or `None` if it takes longer than `limit`. The timer is kept for the next one; of several that
+/// wait at once, the last one's.
+pub(crate) async fn within<F: Future>(
+    timer: &Mutex<Timer>,
+    limit: Option<Duration>,
+    future: F,
+) -> Option<F::Output> {
+    let Some(limit) = limit else { return Some(future.await) };
+    let mut kept = std::mem::take(&mut *timer.lock().unwrap_or_else(PoisonError::into_inner));
+    let deadline = Instant::now() + limit;
+    let mut future = pin!(future);
+    let output = poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => kept.poll(cx, deadline).map(|()| None),
+    })
+    .await;
+    *timer.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+    output
+}
+
+// === Watched ===
+
+/// A user's connection with the deadlines that a protocol machine above it cannot tell apart: idle, within a head,
+/// within an exchange. Takes itself apart once the machine is done.
+#[derive(Debug)]
+pub(crate) struct Watched<U> {
+    inner: U,
+    session: Arc<Session>,
+    limits: Limits,
+    /// The turn that `since` and `heard` are about.
+    turn: u64,
+    /// When the present wait began, or last made progress; taken late, at the first wait.
+    since: Option<Instant>,
+    /// Whether bytes came in this turn.
+    heard: bool,
+    timer: Timer,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    head: Option<Duration>,
+    keep_alive: Duration,
+    parked: Duration,
+    idle: Option<Duration>,
+    slack: usize,
+}
+
+impl<U> Watched<U> {
+    /// Watches over `inner`. An HTTP/2 connection has no heads outside of its frames: their deadline is then that of
+    /// an idle connection, counted from its last request.
+    pub(crate) fn new(inner: U, session: Arc<Session>, config: &Config, http2: bool) -> Self {
+        let limits = Limits {
+            head: (!http2).then_some(config.head_timeout),
+            keep_alive: config.keep_alive_timeout,
+            parked: config.parked_timeout,
+            idle: config.idle_timeout,
+            // What the machine may have read and not delivered yet: a full buffer, and a piece on its way.
+            slack: config.max_padding + 2 * config.head_limit(),
+        };
+        Self { inner, session, limits, turn: 0, since: None, heard: false, timer: Timer::default() }
+    }
+
+    /// The connection itself.
+    pub(crate) fn into_inner(self) -> U {
+        self.inner
+    }
+
+    /// Forgets what was seen of another turn.
+    fn catch_up(&mut self) {
+        let turn = self.session.turn.load(Ordering::Relaxed);
+        if self.turn != turn {
+            self.turn = turn;
+            self.since = None;
+            self.heard = false;
+        }
+    }
+
+    fn heard(&mut self, bytes: usize) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.catch_up();
+        if self.session.is_busy() {
+            self.since = None;
+        } else if !self.heard && self.limits.head.is_some() {
+            self.heard = true;
+            self.since = None;
+        }
+        if self.session.fits(bytes, self.limits.slack) {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "more chunk padding than the limit"))
+        }
+    }
+}
+
+impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
+    /// Nothing to read: ready when there has been nothing for too long.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.catch_up();
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.session.is_busy() {
+            let Some(limit) = self.limits.idle else { return Poll::Pending };
+            ready!(self.timer.poll(cx, since + limit));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing moved for too long")));
+        }
+        if let Some(limit) = self.limits.head.filter(|_| self.heard) {
+            ready!(self.timer.poll(cx, since + limit));
+            self.say_timeout(cx);
+            return Poll::Ready(Ok(()));
+        }
+        // What is kept for coming requests was last used before this wait began.
+        if !self.session.park.is_empty() {
+            ready!(self.timer.poll(cx, since + self.limits.parked.min(self.limits.keep_alive)));
+            self.session.park.clear();
+        }
+        // The end of the connection, as far as the machine above is told: it closes in peace.
+        self.timer.poll(cx, since + self.limits.keep_alive).map(Ok)
+    }
+
+    /// Tells the user why, as far as the connection takes it at once. The machine above sees an end.
+    fn say_timeout(&mut self, cx: &mut Context<'_>) {
+        let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let _ = Pin::new(&mut self.inner).poll_write(cx, answer);
+        let _ = Pin::new(&mut self.inner).poll_flush(cx);
+    }
+}
+
+impl<U: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<U> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => Poll::Ready(self.heard(buf.filled().len() - before)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => self.poll_patience(cx),
+        }
+    }
+}
+
+impl<U: AsyncWrite + Unpin> Watched<U> {
+    /// Bytes left for the user: progress, whoever made it.
+    fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(result, Poll::Ready(Ok(1..))) && self.session.is_busy() {
+            self.since = None;
+        }
+        result
+    }
+}
+
+impl<U: AsyncWrite + Unpin> AsyncWrite for Watched<U> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

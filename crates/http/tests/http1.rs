@@ -1,0 +1,772 @@
+//! The front from outside: bytes of users and targets, both ends played by the test.
+
+mod play;
+
+use std::time::Duration;
+
+use anyproxy_core::Outcome;
+use anyproxy_http::{Config, HttpProxy, ProxyName};
+use play::{Stage, Target, User};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const GET: &str = "GET http://t.lan/x HTTP/1.1\r\nHost: t.lan\r\n\r\n";
+
+#[tokio::test]
+async fn a_request_reaches_its_target_in_our_framing() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("GET http://T.lan/x?y HTTP/1.1\r\nHost: other\r\nAccept: */*\r\nConnection: keep-alive\r\n\r\n").await;
+    let mut target = stage.target().await;
+    assert_eq!(target.name, "t.lan:80");
+    let head = target.head().await;
+    assert!(head.starts_with("GET /x?y HTTP/1.1\r\nhost: t.lan\r\n"), "{head}");
+    assert!(head.contains("accept: */*\r\n") && head.contains("via: 1.1 gate\r\n"), "{head}");
+    target.say("HTTP/1.1 200 Fine\r\nContent-Length: 5\r\nX-Is: so\r\n\r\nhello").await;
+    let head = user.head().await;
+    assert!(head.starts_with("HTTP/1.1 200 Fine\r\n"), "{head}");
+    assert!(head.contains("content-length: 5\r\n") && head.contains("x-is: so\r\n"), "{head}");
+    assert_eq!(user.take(5).await, "hello");
+}
+
+#[tokio::test]
+async fn h1_target_and_host_are_those_of_the_uri() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("GET http://a.lan:81/ HTTP/1.1\r\nHost: b.lan\r\n\r\n").await;
+    let mut target = stage.target().await;
+    assert_eq!(target.name, "a.lan:81");
+    let head = target.head().await;
+    assert!(head.contains("host: a.lan:81\r\n") && !head.contains("b.lan"), "{head}");
+}
+
+#[tokio::test]
+async fn h2_to_h11_bad_heads_are_refused_and_end_the_connection() {
+    for bad in [
+        "GET http://t/ HTTP/1.1\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: u@a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: t\r\n\r\n",
+        "GET https://t/ HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT / HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT * HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT http://h HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT h HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT h:0 HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT h:65536 HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT h:+443 HTTP/1.1\r\nHost: t\r\n\r\n",
+        "CONNECT u@h:443 HTTP/1.1\r\nHost: t\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: xchunked\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked,\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: ,chunked\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: identity\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding:\x0bchunked\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chun\0ked\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding:\r\n chunked\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: +5\r\n\r\nhello",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 0x5\r\n\r\nhello",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: -1\r\n\r\nhello",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length:\r\n\r\nhello",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 99999999999999999999\r\n\r\nhello",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5, 6\r\n\r\nhello",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        "GET http://t/ HTTP/1.1\r\nHost: t\r\nA : b\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: t\r\n: b\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: t\r\nA: b\0\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: t\r\nA: b\rc\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: t\r\nA: b\r\n c\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: t\r\nno colon\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\n Host: t\r\n\r\n",
+        "POST http://t/ HTTP/1.0\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "GET http://t/ HTTP/1.32\r\nHost: t\r\n\r\n",
+        "GET http://t/ HTTP/2.0\r\nHost: t\r\n\r\n",
+        "GET http://t/\r\n\r\n",
+        "GET http://t/ HTTP/1.1\r\nHost: t\r\nExpect: miracles\r\n\r\n",
+    ] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        // Whatever follows is never read as a request.
+        user.say(bad).await;
+        user.say(GET).await;
+        let answer = user.rest().await;
+        let status = answer.get(9..12).unwrap_or_default();
+        assert!(["400", "417", "501", "505"].contains(&status), "{bad:?}: {answer:?}");
+        assert_eq!(answer.matches("HTTP/1.").count(), 1, "{bad:?}: {answer:?}");
+        assert_eq!(stage.dials(), 0, "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn h4_connect_in_http_1_0_is_served_with_and_without_host() {
+    for host in ["", "Host: t.lan:443\r\n"] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        user.say(&format!("CONNECT t.lan:443 HTTP/1.0\r\n{host}\r\n")).await;
+        let mut target = stage.target().await;
+        assert!(user.head().await.starts_with("HTTP/1.0 200 "));
+        user.say("ping").await;
+        assert_eq!(target.take(4).await, "ping");
+    }
+}
+
+#[tokio::test]
+async fn h5_a_length_beside_a_coding_is_dropped_and_nothing_follows() {
+    for fields in ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        user.say(&format!("POST http://t/ HTTP/1.1\r\nHost: t\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n{GET}")).await;
+        let mut target = stage.target().await;
+        let head = target.head().await;
+        assert!(head.contains("transfer-encoding: chunked\r\n") && !head.contains("content-length"), "{head}");
+        assert_eq!(target.take(15).await, "5\r\nhello\r\n0\r\n\r\n");
+        target.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        assert_eq!(user.rest().await.matches("HTTP/1.1").count(), 1);
+        assert_eq!(stage.dials(), 1);
+    }
+}
+
+#[tokio::test]
+async fn h8_h9_bad_chunks_break_the_request_off() {
+    for bad in [
+        "+5\r\nhello\r\n0\r\n\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        " 5\r\nhello\r\n0\r\n\r\n",
+        "\r\nhello\r\n0\r\n\r\n",
+        "11111111111111111\r\nhello\r\n0\r\n\r\n",
+        "5;a\nhello\r\n0\r\n\r\n",
+        "5;a\rhello\r\n0\r\n\r\n",
+        "5\r\nhelloX0\r\n\r\n",
+    ] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        user.say(&format!("POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n{bad}{GET}")).await;
+        let mut target = stage.target().await;
+        target.head().await;
+        let sent = target.rest().await;
+        assert!(!sent.ends_with("0\r\n\r\n"), "{bad:?} became complete: {sent:?}");
+        let answer = user.rest().await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{bad:?}: {answer:?}");
+        assert_eq!(stage.dials(), 1, "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn h8_padding_is_capped_in_every_form() {
+    for padding in [";x".repeat(512 * 1024), " ".repeat(1024 * 1024), format!("{}5", "0".repeat(1024 * 1024))] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        let first = if padding.starts_with('0') { "" } else { "5" };
+        user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        user.try_say(&format!("{first}{padding}\r\nhello\r\n0\r\n\r\n")).await;
+        let mut target = stage.target().await;
+        target.head().await;
+        assert_eq!(target.rest().await, "", "nothing of it was sent on");
+    }
+}
+
+#[tokio::test]
+async fn h9_trailers_travel_without_the_forbidden_ones() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    user.say("2\r\nok\r\n0\r\nContent-Length: 9\r\nHost: h\r\nAuthorization: a\r\nX-Sum: 1\r\n\r\n").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    assert_eq!(target.take(24).await, "2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n\r\n".get(..24).unwrap_or("2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn h13_what_is_for_the_proxy_stays_here_both_ways() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(
+        "GET http://t/ HTTP/1.1\r\nHost: t\r\nProxy-Authorization: Basic Y2FuYXJ5OmNhbmFyeQ==\r\n\
+         Proxy-Connection: canary\r\nKeep-Alive: canary\r\nTE: canary\r\nAuthorization: passes\r\n\r\n",
+    )
+    .await;
+    let mut target = stage.target().await;
+    let head = target.head().await;
+    assert!(!head.contains("canary") && !head.contains("Y2FuYXJ5") && !head.contains("request-id"), "{head}");
+    assert!(head.contains("authorization: passes\r\n"), "{head}");
+    target
+        .say(
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nProxy-Authenticate: canary\r\nProxy-Connection: canary\r\n\
+             Keep-Alive: canary\r\nX-Named: canary\r\nConnection: X-Named\r\n\r\n",
+        )
+        .await;
+    let head = user.head().await;
+    assert!(!head.contains("canary") && head.contains("via: 1.1 gate\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn h14_bytes_behind_a_refused_connect_are_nobodys() {
+    for (outcome, status) in [
+        (Outcome::Denied, "403"),
+        (Outcome::LoginRequired, "407"),
+        (Outcome::Refused, "502"),
+        (Outcome::NoClient, "503"),
+        (Outcome::TimedOut, "504"),
+    ] {
+        let stage = Stage::refusing(outcome);
+        let mut user = stage.user();
+        user.say(&format!("CONNECT t:443 HTTP/1.1\r\nHost: t:443\r\n\r\n{GET}")).await;
+        let answer = user.rest().await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+        assert_eq!(stage.dials(), 1);
+    }
+}
+
+#[tokio::test]
+async fn h15_early_bytes_arrive_once_and_behind_a_bare_200() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("CONNECT t:443 HTTP/1.1\r\nHost: t:443\r\n\r\nearly").await;
+    let mut target = stage.target().await;
+    let head = user.head().await.to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 200 ") && !head.contains("content-length") && !head.contains("transfer"));
+    user.say(" late").await;
+    assert_eq!(target.take(10).await, "early late");
+    target.say("answer").await;
+    assert_eq!(user.take(6).await, "answer");
+    // Half-close: the other way goes on.
+    user.finish().await;
+    assert_eq!(target.rest().await, "");
+    target.say("more").await;
+    assert_eq!(user.take(4).await, "more");
+    drop(target);
+    assert_eq!(user.rest().await, "");
+}
+
+#[tokio::test]
+async fn h16_an_upgrade_hands_the_bytes_over_and_a_refused_one_does_not() {
+    let ask = "GET http://t/ws HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(&format!("{ask}early")).await;
+    let mut target = stage.target().await;
+    let head = target.head().await;
+    assert!(head.contains("upgrade: websocket\r\nconnection: upgrade\r\n"), "{head}");
+    target.say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst").await;
+    let head = user.head().await;
+    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("upgrade: websocket\r\n"), "{head}");
+    assert_eq!(user.take(5).await, "first");
+    assert_eq!(target.take(5).await, "early");
+
+    let mut user = stage.user();
+    user.say(&format!("{ask}{GET}")).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 200 "));
+    // What followed was the next request, never raw bytes.
+    assert!(stage.target().await.head().await.starts_with("GET /x "));
+    assert_eq!(target.rest().await, "");
+}
+
+#[tokio::test]
+async fn h17_a_final_status_before_100_leaves_the_body_unsent() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
+    let mut target = stage.target().await;
+    assert!(target.head().await.contains("expect: 100-continue\r\n"));
+    target.say("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n").await;
+    let answer = user.head().await;
+    assert!(answer.starts_with("HTTP/1.1 417 "), "{answer}");
+    assert_eq!(target.rest().await, "", "no body was sent");
+}
+
+#[tokio::test]
+async fn h17_the_user_is_told_to_go_on_when_the_target_says_so() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 100 Continue\r\n\r\n").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 100 Continue"));
+    user.say("hello").await;
+    assert_eq!(target.take(5).await, "hello");
+    target.say("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 201 Created"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn h17_a_target_that_knows_no_100_gets_the_body_after_a_moment() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    assert_eq!(target.take(5).await, "hello");
+}
+
+#[tokio::test]
+async fn h18_hostile_targets_become_502() {
+    for (bad, error) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(), "http_protocol_error"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".into(), "http_protocol_error"),
+        ("HTTP/1.1 102 Processing\r\n\r\n".repeat(10_000), "http_response_header_section_size"),
+        ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".into(), "http_upgrade_failed"),
+        (format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "a".repeat(1 << 20)), "http_response_header_section_size"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n".into(), "http_response_transfer_coding"),
+        ("SSH-2.0-OpenSSH\r\n".into(), "http_protocol_error"),
+    ] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        user.say(GET).await;
+        let mut target = stage.target().await;
+        target.head().await;
+        let (head, ()) = tokio::join!(user.head(), target.try_say(&bad));
+        assert!(head.starts_with("HTTP/1.1 502 "), "{error}: {head}");
+        assert!(head.contains(&format!("proxy-status: gate; error={error}; next-hop=\"t.lan:80\"")), "{error}: {head}");
+    }
+}
+
+#[tokio::test]
+async fn h18_surplus_bytes_appear_in_no_later_response() {
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\ncanary").await;
+    user.head().await;
+    assert_eq!(user.take(2).await, "ok");
+    user.say(GET).await;
+    let mut second = stage.target().await;
+    second.head().await;
+    second.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 204 "));
+}
+
+#[tokio::test]
+async fn h18_interim_responses_other_than_100_end_here() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 103 Early Hints\r\nLink: canary\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n").await;
+    let head = user.head().await;
+    assert!(head.starts_with("HTTP/1.1 204 ") && !head.contains("canary"), "{head}");
+}
+
+#[tokio::test]
+async fn h20_bodiless_and_close_delimited_responses_keep_the_user_connection() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    for (method, response, expected) in [
+        ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", "content-length: 7\r\n"),
+        ("GET", "HTTP/1.1 204 No Content\r\nContent-Length: 7\r\n\r\n", "204"),
+        ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n", "304"),
+        ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "content-length: 0\r\n"),
+    ] {
+        user.say(&format!("{method} http://t/ HTTP/1.1\r\nHost: t\r\n\r\n")).await;
+        let mut target = stage.target().await;
+        target.head().await;
+        target.say(response).await;
+        let head = user.head().await;
+        assert!(head.contains(expected), "{head}");
+    }
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\n\r\nuntil the end").await;
+    drop(target);
+    assert!(user.head().await.contains("transfer-encoding: chunked\r\n"));
+    assert_eq!(user.chunked().await, "until the end");
+    user.say(GET).await;
+    stage.target().await.head().await;
+}
+
+#[tokio::test]
+async fn h21_a_user_who_stops_within_a_body_breaks_the_request_off() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    assert_eq!(target.take(10).await, "5\r\nhello\r\n");
+    drop(user);
+    assert_eq!(target.rest().await, "", "no last chunk");
+}
+
+#[tokio::test]
+async fn h21_a_target_that_stops_within_a_body_breaks_the_response_off() {
+    for response in ["Content-Length: 10\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        user.say(GET).await;
+        let mut target = stage.target().await;
+        target.head().await;
+        target.say(&format!("HTTP/1.1 200 OK\r\n{response}")).await;
+        drop(target);
+        user.head().await;
+        let body = user.rest().await;
+        assert!(body.contains("hello") && !body.ends_with("0\r\n\r\n"), "{body:?}");
+    }
+}
+
+#[tokio::test]
+async fn h22_long_heads_uris_and_many_fields_have_their_status() {
+    for (request, status) in [
+        (format!("GET http://t/ HTTP/1.1\r\nHost: t\r\n{}\r\n", "a: b\r\n".repeat(100)), "431"),
+        (format!("GET http://t/ HTTP/1.1\r\nHost: t\r\na: {}\r\n\r\n", "b".repeat(64 * 1024)), "431"),
+        (format!("GET http://t/{} HTTP/1.1\r\nHost: t\r\n\r\n", "a".repeat(8 * 1024)), "414"),
+    ] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        user.try_say(&request).await;
+        let answer = user.rest().await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert_eq!(stage.dials(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h23_a_head_that_drips_is_cut_ten_seconds_after_its_first_byte() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    // Idle time does not count.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let began = tokio::time::Instant::now();
+    user.say("G").await;
+    let answer = loop {
+        tokio::select! {
+            biased;
+            answer = user.head() => break answer,
+            () = tokio::time::sleep(Duration::from_secs(3)) => user.try_say("E").await,
+        }
+    };
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!((10..=11).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(user.rest().await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn h23_an_idle_connection_is_closed_in_silence_after_75_seconds() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    let began = tokio::time::Instant::now();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    user.head().await;
+    assert_eq!(user.rest().await, "");
+    assert!((175..=176).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn f4_a_mute_target_is_504_after_the_idle_time() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    let head = user.head().await;
+    assert!(head.starts_with("HTTP/1.1 504 ") && head.contains("http_response_timeout"), "{head}");
+    assert_eq!(target.rest().await, "");
+}
+
+#[tokio::test]
+async fn h24_a_request_with_our_own_via_is_a_loop() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("GET http://t/ HTTP/1.1\r\nHost: t\r\nVia: 1.1 other, 1.1 gate\r\n\r\n").await;
+    let head = user.head().await;
+    assert!(head.starts_with("HTTP/1.1 502 ") && head.contains("error=proxy_loop_detected"), "{head}");
+    assert_eq!(stage.dials(), 0);
+}
+
+#[tokio::test]
+async fn h25_trace_and_options_end_here_without_credentials() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(
+        "TRACE http://t/ HTTP/1.1\r\nHost: t\r\nMax-Forwards: 0\r\nAuthorization: canary\r\nCookie: canary\r\n\
+         Proxy-Authorization: Basic Y2FuYXJ5OmNhbmFyeQ==\r\nX-Seen: yes\r\n\r\n",
+    )
+    .await;
+    let head = user.head().await;
+    assert!(head.contains("content-type: message/http"), "{head}");
+    let length = head.split_once("content-length: ").unwrap().1.split('\r').next().unwrap().parse().unwrap();
+    let echo = user.take(length).await;
+    assert!(echo.starts_with("TRACE http://t/ HTTP/1.1\r\n") && echo.contains("x-seen: yes"), "{echo}");
+    assert!(!echo.contains("canary") && !echo.contains("Y2FuYXJ5"), "{echo}");
+    user.say("OPTIONS http://t/ HTTP/1.1\r\nHost: t\r\nMax-Forwards: 0\r\n\r\n").await;
+    assert!(user.head().await.contains("allow: CONNECT"));
+    assert_eq!(stage.dials(), 0);
+    user.say("OPTIONS http://t/ HTTP/1.1\r\nHost: t\r\nMax-Forwards: 2\r\n\r\n").await;
+    assert!(stage.target().await.head().await.contains("max-forwards: 1\r\n"));
+}
+
+#[tokio::test]
+async fn p1_p3_only_the_proxy_field_logs_in_and_every_request_does() {
+    // user:pass
+    let right = "Basic dXNlcjpwYXNz";
+    let stage = Stage::with_login("user", "pass");
+    for (ask, fields) in [
+        ("GET http://t/ HTTP/1.1\r\nHost: t\r\n", String::new()),
+        ("CONNECT t:443 HTTP/1.1\r\nHost: t\r\n", String::new()),
+        ("GET http://t/ HTTP/1.1\r\nHost: t\r\n", format!("Authorization: {right}\r\n")),
+        (
+            "GET http://t/ HTTP/1.1\r\nHost: t\r\n",
+            format!("Authorization: {right}\r\nProxy-Authorization: Basic eDp5\r\n"),
+        ),
+    ] {
+        let mut user = stage.user();
+        user.say(&format!("{ask}{fields}\r\n")).await;
+        let head = user.head().await;
+        assert!(head.starts_with("HTTP/1.1 407 "), "{head}");
+        assert_eq!(head.matches("proxy-authenticate: Basic realm=\"AnyProxy\", charset=\"UTF-8\"\r\n").count(), 1);
+    }
+    assert_eq!(stage.dials(), 0);
+    let mut user = stage.user();
+    user.say(&format!("GET http://t/ HTTP/1.1\r\nHost: t\r\nProxy-Authorization: {right}\r\n\r\n")).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 204 "));
+    // The login was that request's, not the connection's.
+    user.say(GET).await;
+    assert!(user.head().await.starts_with("HTTP/1.1 407 "));
+}
+
+#[tokio::test]
+async fn a_kept_stream_serves_the_next_request_and_no_dial_is_skipped() {
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    for turn in 1..=3 {
+        let head = target.head().await;
+        assert!(!head.contains("connection: close"), "{head}");
+        target.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{turn}")).await;
+        user.head().await;
+        assert_eq!(user.take(1).await, turn.to_string());
+        assert_eq!((stage.dials(), stage.opened()), (turn, 1), "judged each time, opened once");
+        user.say(GET).await;
+    }
+}
+
+#[tokio::test]
+async fn i1_a_kept_stream_is_for_its_connection_and_target_alone() {
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    user.head().await;
+    let mut other = stage.user();
+    other.say(GET).await;
+    stage.target().await.head().await;
+    user.say("GET http://other.lan/ HTTP/1.1\r\nHost: t\r\n\r\n").await;
+    assert_eq!(stage.target().await.name, "other.lan:80");
+    assert_eq!(stage.opened(), 3);
+    // With the connection go the streams it keeps.
+    drop(user);
+    assert_eq!(target.rest().await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kept_stream_is_closed_when_the_user_pauses() {
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    user.head().await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(target.rest().await, "");
+    assert!((10..=11).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_kept_stream_that_its_target_closed_is_not_used() {
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    user.head().await;
+    drop(target);
+    user.say("POST http://t.lan/ HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n").await;
+    assert!(stage.target().await.head().await.starts_with("POST / "));
+}
+
+#[tokio::test]
+async fn a_request_that_met_a_closing_target_is_asked_again_if_that_is_safe() {
+    for (method, again) in [("GET", true), ("POST", false)] {
+        let stage = Stage::keeping();
+        let mut user = stage.user();
+        user.say(GET).await;
+        let mut target = stage.target().await;
+        target.head().await;
+        target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+        user.head().await;
+        user.say(&format!("{method} http://t.lan/ HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n")).await;
+        // Received, and then the end comes without a word.
+        target.head().await;
+        drop(target);
+        if again {
+            let mut target = stage.target().await;
+            target.head().await;
+            target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+            assert!(user.head().await.starts_with("HTTP/1.1 204 "));
+        } else {
+            assert!(user.head().await.starts_with("HTTP/1.1 502 "));
+        }
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    user.say(&format!("{GET}{GET}{GET}")).await;
+    let mut target = stage.target().await;
+    for turn in 1..=3 {
+        target.head().await;
+        target.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{turn}")).await;
+        user.head().await;
+        assert_eq!(user.take(1).await, turn.to_string());
+    }
+}
+
+#[tokio::test]
+async fn events_reach_the_user_as_they_come() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    user.head().await;
+    for event in ["data: 1\n\n", "data: 2\n\n"] {
+        target.say(&format!("9\r\n{event}\r\n")).await;
+        assert_eq!(user.take(14).await, format!("9\r\n{event}\r\n"));
+    }
+}
+
+#[tokio::test]
+async fn a_slow_reader_stops_the_target() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await;
+    let piece = vec![b'x'; 64 * 1024];
+    let mut sent = 0;
+    while let Ok(written) = tokio::time::timeout(Duration::from_millis(200), target.io.write(&piece)).await {
+        sent += written.unwrap();
+        assert!(sent < 2 * 1024 * 1024, "nobody holds the target back");
+    }
+    user.head().await;
+    let mut some = vec![0; 100_000];
+    user.io.read_exact(&mut some).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_who_leaves_while_the_dial_is_under_way_gives_it_up() {
+    let (gone, mut given_up) = tokio::sync::mpsc::channel::<()>(1);
+    let dials = tower::service_fn(move |_: anyproxy_core::Dial| {
+        let gone = gone.clone();
+        async move {
+            let _gone = gone;
+            std::future::pending::<std::io::Result<tokio::io::BufReader<tokio::io::DuplexStream>>>().await
+        }
+    });
+    let (user, far) = tokio::io::duplex(1024);
+    let mut user = User { io: user };
+    user.say(GET).await;
+    let proxy = HttpProxy::new(tower::make::Shared::new(dials));
+    let served = tokio::spawn(async move {
+        proxy.serve_connection(far, play::source(), &tokio_util::sync::CancellationToken::new()).await;
+    });
+    tokio::task::yield_now().await;
+    drop(user);
+    served.await.unwrap();
+    assert!(given_up.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn after_stop_the_response_under_way_is_the_last() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    stage.stop.cancel();
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let answer = user.rest().await;
+    assert!(answer.contains("connection: close\r\n") && answer.ends_with("ok"), "{answer}");
+    let mut idle = stage.user();
+    assert_eq!(idle.rest().await, "");
+}
+
+#[tokio::test]
+async fn http_1_0_users_get_the_body_until_the_end() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("GET http://t/ HTTP/1.0\r\n\r\n").await;
+    let mut target = stage.target().await;
+    assert!(target.head().await.contains("via: 1.0 gate"));
+    target.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await;
+    let answer = user.rest().await;
+    assert!(answer.starts_with("HTTP/1.0 200 ") && answer.ends_with("\r\n\r\nhello"), "{answer}");
+}
+
+#[tokio::test]
+async fn tower_http_s_layers_fit_as_they_are() {
+    use tower_http::limit::RequestBodyLimitLayer;
+    use tower_http::trace::TraceLayer;
+    let stage = Stage::open();
+    let proxy = HttpProxy::new(stage.stack())
+        .layer(TraceLayer::new_for_http())
+        .layer(RequestBodyLimitLayer::new(4));
+    let mut user = stage.user_of(proxy);
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhello").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 413 "));
+    let proxy = HttpProxy::new(stage.stack()).layer(RequestBodyLimitLayer::new(4));
+    let mut user = stage.user_of(proxy);
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    assert!(user.head().await.starts_with("HTTP/1.1 413 "));
+    assert_eq!(target.rest().await, "");
+}
+
+#[tokio::test]
+async fn r7_a_panic_costs_its_request_alone() {
+    let dials = tower::service_fn(|_: anyproxy_core::Dial| async {
+        if true {
+            panic!("injected");
+        }
+        Ok::<_, std::io::Error>(tokio::io::BufReader::new(tokio::io::duplex(1).0))
+    });
+    let stage = Stage::open();
+    let mut user = stage.user_of(HttpProxy::new(tower::make::Shared::new(dials)));
+    user.say(GET).await;
+    let head = user.head().await;
+    assert!(head.starts_with("HTTP/1.1 500 ") && !head.contains("injected"), "{head}");
+}
+
+#[tokio::test]
+async fn config_names_the_proxy_and_its_realm() {
+    let config = Config { name: ProxyName::new("other").unwrap(), ..Config::default() };
+    let stage = Stage::refusing(Outcome::Unresolved);
+    let mut user = stage.user_of(HttpProxy::new(stage.stack()).with_config(config));
+    user.say(GET).await;
+    assert!(user.head().await.contains("proxy-status: other; error=dns_error"));
+    let _: Option<Target> = None;
+}

@@ -1,0 +1,212 @@
+//! A stage for a front: users, targets and a stack between them, all in memory.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use anyproxy_core::{Account, BoxError, BoxGateway, Dial, DialService as _, GatewayStack, Identity, Login, Outcome};
+use anyproxy_http::{Config, HttpProxy, ProxyName, RequestService, Requests, ReuseLayer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tower::{Layer, ServiceBuilder};
+
+/// Room of the pipes between the players.
+const ROOM: usize = 64 * 1024;
+
+pub fn source() -> SocketAddr {
+    "192.0.2.1:4000".parse().unwrap()
+}
+
+/// Where a test plays users and targets.
+pub struct Stage {
+    stack: BoxGateway,
+    targets: Mutex<mpsc::UnboundedReceiver<Target>>,
+    dials: Arc<AtomicUsize>,
+    opened: Arc<AtomicUsize>,
+    pub stop: CancellationToken,
+}
+
+impl Stage {
+    /// Everybody may dial; one stream for each request.
+    pub fn open() -> Self {
+        Self::new(None, None, false)
+    }
+
+    /// Everybody may dial, and streams are kept.
+    pub fn keeping() -> Self {
+        Self::new(None, None, true)
+    }
+
+    /// No dial comes through.
+    pub fn refusing(outcome: Outcome) -> Self {
+        Self::new(Some(outcome), None, false)
+    }
+
+    /// One user may dial.
+    pub fn with_login(username: &'static str, password: &'static str) -> Self {
+        Self::new(None, Some((username, password)), false)
+    }
+
+    fn new(refusal: Option<Outcome>, account: Option<(&'static str, &'static str)>, keeps: bool) -> Self {
+        let (made, targets) = mpsc::unbounded_channel();
+        let (dials, opened) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let count = opened.clone();
+        let terminal = tower::service_fn(move |dial: Dial| {
+            let (made, count) = (made.clone(), count.clone());
+            async move {
+                if let Some(outcome) = refusal {
+                    return Err(io::Error::other(outcome));
+                }
+                let (near, far) = tokio::io::duplex(ROOM);
+                count.fetch_add(1, Ordering::Relaxed);
+                let _ = made.send(Target { name: dial.target.to_string(), io: far });
+                Ok(BufReader::new(near))
+            }
+        });
+        let judged = dials.clone();
+        let counted = ServiceBuilder::new()
+            .map_request(move |dial: Dial| {
+                judged.fetch_add(1, Ordering::Relaxed);
+                dial
+            })
+            .service(ReuseLayer::new().layer(terminal));
+        let login = tower::service_fn(move |login: Login| {
+            let counted = counted.clone();
+            async move {
+                let known = login.credentials.is_some_and(|login| {
+                    account.is_some_and(|(name, password)| {
+                        *login.username == *name && login.password.expose_secret() == password
+                    })
+                });
+                if account.is_some() && !known {
+                    return Err(BoxError::from(Outcome::LoginRequired));
+                }
+                let identity: Identity = Account::new("user", ["blue"]).into();
+                Ok(tower::service_fn(move |mut dial: Dial| {
+                    dial.identity = identity.clone();
+                    if !keeps {
+                        dial.extensions.clear();
+                    }
+                    counted.dial(dial)
+                }))
+            }
+        });
+        let stop = CancellationToken::new();
+        Self { stack: BoxGateway::new(login), targets: Mutex::new(targets), dials, opened, stop }
+    }
+
+    pub fn stack(&self) -> BoxGateway {
+        self.stack.clone()
+    }
+
+    /// A new connection to a front that is called `gate`.
+    pub fn user(&self) -> User {
+        let config = Config { name: ProxyName::new("gate").unwrap(), ..Config::default() };
+        self.user_of(HttpProxy::new(self.stack()).with_config(config))
+    }
+
+    /// A new connection to `proxy`.
+    pub fn user_of<M, L>(&self, proxy: HttpProxy<M, L>) -> User
+    where
+        M: GatewayStack,
+        L: Layer<Requests<M>, Service: RequestService> + Clone + Send + Sync + 'static,
+    {
+        let (near, far) = tokio::io::duplex(ROOM);
+        let stop = self.stop.clone();
+        tokio::spawn(async move { proxy.serve_connection(far, source(), &stop).await });
+        User { io: near }
+    }
+
+    /// The next stream a dial has opened.
+    pub async fn target(&self) -> Target {
+        std::future::poll_fn(|cx| self.targets.lock().unwrap().poll_recv(cx)).await.expect("the stage stands")
+    }
+
+    /// How many dials were judged.
+    pub fn dials(&self) -> usize {
+        self.dials.load(Ordering::Relaxed)
+    }
+
+    /// How many streams were opened.
+    pub fn opened(&self) -> usize {
+        self.opened.load(Ordering::Relaxed)
+    }
+}
+
+/// A user's end of a connection.
+pub struct User {
+    pub io: DuplexStream,
+}
+
+/// A target's end of a stream.
+pub struct Target {
+    pub name: String,
+    pub io: DuplexStream,
+}
+
+macro_rules! plays {
+    ($player:ty) => {
+        impl $player {
+            pub async fn say(&mut self, text: &str) {
+                self.io.write_all(text.as_bytes()).await.unwrap();
+            }
+
+            /// Says as much as is listened to.
+            pub async fn try_say(&mut self, text: &str) {
+                let _ = self.io.write_all(text.as_bytes()).await;
+            }
+
+            /// Reads a head, its empty line included.
+            pub async fn head(&mut self) -> String {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = self.io.read_u8().await else { break };
+                    head.push(byte);
+                }
+                String::from_utf8(head).unwrap()
+            }
+
+            pub async fn take(&mut self, length: usize) -> String {
+                let mut bytes = vec![0; length];
+                self.io.read_exact(&mut bytes).await.unwrap();
+                String::from_utf8(bytes).unwrap()
+            }
+
+            /// Reads until the end.
+            pub async fn rest(&mut self) -> String {
+                let mut bytes = Vec::new();
+                self.io.read_to_end(&mut bytes).await.unwrap();
+                String::from_utf8(bytes).unwrap()
+            }
+        }
+    };
+}
+
+plays!(User);
+plays!(Target);
+
+impl User {
+    /// Says no more.
+    pub async fn finish(&mut self) {
+        self.io.shutdown().await.unwrap();
+    }
+
+    /// Reads a chunked body.
+    pub async fn chunked(&mut self) -> String {
+        let mut body = String::new();
+        loop {
+            let mut line = String::new();
+            while !line.ends_with("\r\n") {
+                line.push(char::from(self.io.read_u8().await.unwrap()));
+            }
+            let size = usize::from_str_radix(line.trim_end(), 16).unwrap();
+            body += self.take(size).await.as_str();
+            self.take(2).await;
+            if size == 0 {
+                return body;
+            }
+        }
+    }
+}
