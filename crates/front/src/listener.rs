@@ -92,7 +92,7 @@ impl Listener {
         self
     }
 
-    /// How long a user may take for the TLS handshake [10 s]; then the connection is closed. What comes behind it
+    /// How long a user may take for the TLS handshake (10 s); then the connection is closed. What comes behind it
     /// is the front's to limit.
     #[must_use]
     pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
@@ -100,7 +100,7 @@ impl Listener {
         self
     }
 
-    /// The most connections at once [unlimited]. One more is accepted and reset at once: its user learns it now,
+    /// The most connections at once (unlimited). One more is accepted and reset at once: its user learns it now,
     /// and may try elsewhere, instead of waiting in the backlog for somebody to leave.
     #[must_use]
     pub const fn with_max_connections(mut self, connections: usize) -> Self {

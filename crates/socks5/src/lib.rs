@@ -26,13 +26,23 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Features
+//!
+//! `front` (default): the front. Without it only [`proto`] is left, which needs neither tokio nor TLS.
 
 pub mod proto;
 
+#[cfg(feature = "front")]
 mod front;
+#[cfg(feature = "front")]
 mod outcome;
+#[cfg(feature = "front")]
 mod udp;
 
+#[cfg(feature = "front")]
 pub use front::Socks5;
+#[cfg(feature = "front")]
 pub use outcome::reply_code;
+#[cfg(feature = "front")]
 pub use udp::{UdpConfig, UdpDrops};

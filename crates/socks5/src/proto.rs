@@ -43,3 +43,22 @@ pub fn fuzz(input: &[u8]) {
 pub fn fuzz_udp(input: &[u8]) {
     packet::fuzz(input);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// What the repository keeps of fuzzing stays found.
+    #[test]
+    fn the_committed_corpora_hold() {
+        for (corpus, check) in [("socks5_parser", super::fuzz as fn(&[u8])), ("socks5_udp", super::fuzz_udp)]
+        {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
+            let mut files = std::fs::read_dir(folder).unwrap().peekable();
+            assert!(files.peek().is_some());
+            for file in files {
+                check(&std::fs::read(file.unwrap().path()).unwrap());
+            }
+        }
+    }
+}

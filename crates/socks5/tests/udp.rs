@@ -1,0 +1,479 @@
+//! Cases U1 to U10: associations, on real sockets.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod stage;
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyproxy_core::{BoxStream, Datagrams, Dial, DialService, Guarded, Network, Outcome, Target};
+use anyproxy_front::Listener;
+use anyproxy_socks5::{Socks5, UdpConfig, UdpDrops};
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, duplex};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use stage::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn u1_an_association_ends_with_its_connection_and_leaves_nothing() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, control) = stage.user().await;
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    assert_eq!(stage.net.living(), 1);
+    drop(control);
+    stage.net.none_living().await;
+    // The port is closed: the kernel says so to whoever sends there.
+    user.send("192.0.2.1:53", b"ping").await;
+    let error = user.socket.recv(&mut [0; 8]).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn u2_only_the_user_s_address_may_send_and_the_first_datagram_pins_the_port() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    let foreign = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    foreign.send_to(&packet("192.0.2.9:53", b"stranger"), user.relay).await.unwrap();
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    let neighbour = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    neighbour.send_to(&packet("192.0.2.9:53", b"neighbour"), user.relay).await.unwrap();
+    assert_eq!(user.echo("192.0.2.1:53", b"pong").await, b"pong");
+    assert_eq!(stage.count("stranger"), 2);
+    assert_eq!(stage.net.targets(), ["192.0.2.1:53"]);
+    assert!(foreign.try_recv(&mut [0; 8]).is_err() && neighbour.try_recv(&mut [0; 8]).is_err());
+}
+
+#[tokio::test]
+async fn u2_a_request_that_names_a_port_pins_it_at_once() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let from = socket.local_addr().unwrap();
+    let (mut control, relay) = stage.associate(from).await;
+    let neighbour = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    neighbour.send_to(&packet("192.0.2.9:53", b"first"), relay).await.unwrap();
+    socket.connect(relay).await.unwrap();
+    let mut user = User { socket, relay };
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    assert_eq!(stage.count("stranger"), 1);
+    control.write_all(b"what is said here is not heard").await.unwrap();
+    assert_eq!(user.echo("192.0.2.1:53", b"pong").await, b"pong");
+}
+
+#[tokio::test]
+async fn a_port_named_with_an_address_behind_a_translator_means_nothing() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (_control, relay) = stage.associate("10.9.8.7:9".parse().unwrap()).await;
+    let mut user = User::of(relay).await;
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+}
+
+#[tokio::test]
+async fn u4_u5_malformed_datagrams_and_fragments_cost_only_themselves() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    for fragment in [0x01, 0x80, 0xff] {
+        user.raw(&[0, 0, fragment, 1, 192, 0, 2, 1, 0, 53, b'x']).await;
+    }
+    for bad in [
+        &b""[..],
+        b"\0",
+        b"\0\0\0",
+        b"\x01\0\0\x01\xc0\0\x02\x01\0\x35x",
+        b"\0\0\0\x07\xc0\0\x02\x01\0\x35x",
+        b"\0\0\0\x03\x50name",
+    ] {
+        user.raw(bad).await;
+    }
+    assert_eq!(user.echo("192.0.2.1:53", b"").await, b"", "an empty payload is delivered");
+    assert_eq!((stage.count("fragment"), stage.count("malformed")), (3, 6));
+    assert_eq!(stage.net.targets(), ["192.0.2.1:53"]);
+}
+
+#[tokio::test]
+async fn u6_payloads_arrive_whole() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    for size in [1, 1472, 9000, 65_497] {
+        let payload: Vec<u8> = (0..size).map(|at| at as u8).collect();
+        assert!(user.echo("192.0.2.1:53", &payload).await == payload, "{size}");
+    }
+    // With a longer header this does not fit on the way back any more, and is dropped whole.
+    user.send("printer.lan:53", &[7; 65_489]).await;
+    assert_eq!(user.echo("192.0.2.1:53", b"next").await, b"next");
+}
+
+#[tokio::test]
+async fn answers_say_which_destination_they_come_from() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (user, _control) = stage.user().await;
+    for target in ["printer.lan:53", "192.0.2.1:53", "[2001:db8::1]:53"] {
+        user.send(target, b"hi").await;
+        assert_eq!(user.next().await, packet(target, b"hi"));
+    }
+    let dials = stage.net.dials.lock().unwrap().clone();
+    let association = dials[0].network;
+    assert!(association.is_udp() && dials.iter().all(|dial| dial.network == association), "one association");
+}
+
+#[tokio::test]
+async fn an_association_works_over_ipv6() {
+    let stage = Stage::on("[::1]:0", UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    assert!(user.relay.is_ipv6());
+    assert_eq!(user.echo("[2001:db8::1]:53", b"ping").await, b"ping");
+}
+
+#[tokio::test]
+async fn u7_destinations_are_capped_and_the_oldest_goes() {
+    let cap = NonZeroUsize::new(8).unwrap();
+    let stage = Stage::new(UdpConfig { max_destinations: cap, ..UdpConfig::default() }).await;
+    let (mut user, _control) = stage.user().await;
+    for port in 1000..1200 {
+        assert_eq!(user.echo(&format!("192.0.2.1:{port}"), b"ping").await, b"ping");
+        assert_eq!(user.echo("192.0.2.1:53", b"often used").await, b"often used");
+        assert!(stage.net.living() <= 8);
+    }
+    assert_eq!(stage.net.targets().iter().filter(|target| *target == "192.0.2.1:53").count(), 1);
+}
+
+#[tokio::test]
+async fn u9_the_user_s_silence_ends_an_association_and_a_target_s_talk_does_not_renew_it() {
+    let _frozen = Frozen::clock();
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, mut control) = stage.user().await;
+    for _ in 0..3 {
+        assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+        tokio::time::advance(119 * SECOND).await;
+    }
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    tokio::time::advance(119 * SECOND).await;
+    stage.net.talk(b"from the target").await;
+    assert_eq!(user.next().await, packet("192.0.2.1:53", b"from the target"));
+    tokio::time::advance(2 * SECOND).await;
+    assert_eq!(rest(&mut control).await, b"");
+    stage.net.none_living().await;
+}
+
+#[tokio::test]
+async fn a_destination_that_is_not_used_is_forgotten_while_the_association_lives() {
+    let _frozen = Frozen::clock();
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    for _ in 0..2 {
+        tokio::time::advance(60 * SECOND).await;
+        assert_eq!(user.echo("192.0.2.2:53", b"ping").await, b"ping");
+    }
+    assert_eq!(stage.net.living(), 1);
+}
+
+#[tokio::test]
+async fn u10_a_stalled_way_costs_a_bounded_number_of_datagrams_and_nobody_else() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    for round in 0..100 {
+        for _ in 0..100 {
+            user.send("stalled.lan:53", &[7; 500]).await;
+        }
+        assert_eq!(user.echo("192.0.2.1:53", &[round]).await, [round]);
+    }
+    // A pipe of 64 KiB took some, the rest of one is kept, and everything else was dropped.
+    assert!(stage.count("full") > 5_000, "{}", stage.count("full"));
+}
+
+#[tokio::test]
+async fn datagrams_wait_for_their_dial_a_few_of_them_and_in_order() {
+    let (dials, mut asked) = by_hand();
+    let stage = Stage::with("127.0.0.1:0", UdpConfig::default(), dials).await;
+    let (user, _control) = stage.user().await;
+    for number in 0..20 {
+        user.send("192.0.2.1:53", &[number]).await;
+    }
+    let asked = asked.recv().await.unwrap();
+    while stage.count("full") < 4 {
+        tokio::task::yield_now().await;
+    }
+    let mut target = Datagrams::new(BufReader::new(asked.connect()));
+    for number in 0..16 {
+        let mut buf = BytesMut::new();
+        assert!(target.recv(&mut buf).await.unwrap());
+        assert_eq!(buf[..], [number]);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_destination_costs_its_datagram_and_is_not_asked_for_again_at_once() {
+    let _frozen = Frozen::clock();
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    for _ in 0..5 {
+        user.send("denied.lan:53", b"ping").await;
+        assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    }
+    assert_eq!(stage.count("refused"), 5);
+    assert_eq!(stage.net.targets(), ["denied.lan:53", "192.0.2.1:53"]);
+    tokio::time::advance(2 * SECOND).await;
+    user.send("denied.lan:53", b"ping").await;
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    assert_eq!(stage.net.targets().len(), 3);
+}
+
+#[tokio::test]
+async fn a_destination_whose_stream_ended_is_dialled_anew() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    for _ in 0..3 {
+        assert_eq!(user.echo("once.lan:53", b"ping").await, b"ping");
+        stage.net.none_living().await;
+    }
+    assert_eq!(stage.net.targets().len(), 3);
+}
+
+#[tokio::test]
+async fn a_front_without_udp_says_so_and_too_many_associations_are_refused() {
+    let stage = Stage::new(UdpConfig { enabled: false, ..UdpConfig::default() }).await;
+    assert_eq!(stage.reply("0.0.0.0:0".parse().unwrap()).await.1[..4], [5, 7, 0, 1]);
+
+    let stage = Stage::new(UdpConfig { max_associations_per_user: 1, ..UdpConfig::default() }).await;
+    let (mut user, control) = stage.user().await;
+    assert_eq!(stage.reply("0.0.0.0:0".parse().unwrap()).await.1[..4], [5, 1, 0, 1]);
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    drop(control);
+    stage.net.none_living().await;
+    while stage.reply("0.0.0.0:0".parse().unwrap()).await.1[1] != 0 {}
+}
+
+#[tokio::test]
+async fn the_advertised_address_stands_in_the_reply() {
+    let advertise_addr = "203.0.113.5".parse().ok();
+    let stage = Stage::new(UdpConfig { advertise_addr, ..UdpConfig::default() }).await;
+    let (_control, relay) = stage.associate("0.0.0.0:0".parse().unwrap()).await;
+    assert_eq!(Some(relay.ip()), advertise_addr);
+    assert_ne!(relay.port(), 0);
+}
+
+// === The stage ===
+
+/// A front, and the net behind it.
+struct Stage {
+    front: SocketAddr,
+    net: Net,
+    drops: Arc<UdpDrops>,
+    _server: Abort,
+}
+
+impl Stage {
+    async fn new(config: UdpConfig) -> Self {
+        Self::on("127.0.0.1:0", config).await
+    }
+
+    async fn on(address: &str, config: UdpConfig) -> Self {
+        let net = Net::default();
+        let dials = net.dials();
+        Self { net, ..Self::with(address, config, dials).await }
+    }
+
+    #[expect(clippy::unused_async, reason = "must be called in a runtime")]
+    async fn with(address: &str, config: UdpConfig, dials: impl DialService) -> Self {
+        let listener = Listener::bind(&[address.parse().unwrap()]).unwrap();
+        let front = listener.local_addr().unwrap();
+        let socks5 = Socks5::new(open(dials)).with_udp(config);
+        let drops = socks5.udp_drops();
+        let server = Abort(tokio::spawn(socks5.serve(listener, CancellationToken::new())));
+        Self { front, net: Net::default(), drops, _server: server }
+    }
+
+    fn count(&self, reason: &str) -> u64 {
+        self.drops.counts().find(|(name, _)| *name == reason).unwrap().1
+    }
+
+    /// The control connection and the reply to an association from `from`.
+    async fn reply(&self, from: SocketAddr) -> (TcpStream, Vec<u8>) {
+        let mut control = TcpStream::connect(self.front).await.unwrap();
+        let SocketAddr::V4(from) = from else { unreachable!("users name IPv4 addresses here") };
+        let request = [OPEN, b"\x05\x03\x00\x01", &from.ip().octets(), &from.port().to_be_bytes()].concat();
+        control.write_all(&request).await.unwrap();
+        expect(&mut control, b"\x05\x00").await;
+        let mut reply = vec![0; 4];
+        control.read_exact(&mut reply).await.unwrap();
+        reply.resize(if reply[3] == 1 { 10 } else { 22 }, 0);
+        control.read_exact(&mut reply[4..]).await.unwrap();
+        (control, reply)
+    }
+
+    async fn associate(&self, from: SocketAddr) -> (TcpStream, SocketAddr) {
+        let (control, reply) = self.reply(from).await;
+        assert_eq!(reply[1], 0);
+        let (ip, port) = reply[4..].split_at(reply.len() - 6);
+        let ip: std::net::IpAddr = match <[u8; 4]>::try_from(ip) {
+            Ok(ip) => ip.into(),
+            Err(_) => <[u8; 16]>::try_from(ip).unwrap().into(),
+        };
+        (control, SocketAddr::new(ip, u16::from_be_bytes([port[0], port[1]])))
+    }
+
+    async fn user(&self) -> (User, TcpStream) {
+        let (control, relay) = self.associate("0.0.0.0:0".parse().unwrap()).await;
+        (User::of(relay).await, control)
+    }
+}
+
+/// A user with an association.
+struct User {
+    socket: UdpSocket,
+    relay: SocketAddr,
+}
+
+impl User {
+    async fn of(relay: SocketAddr) -> Self {
+        let socket = UdpSocket::bind(SocketAddr::new(relay.ip(), 0)).await.unwrap();
+        socket.connect(relay).await.unwrap();
+        Self { socket, relay }
+    }
+
+    async fn raw(&self, datagram: &[u8]) {
+        self.socket.send(datagram).await.unwrap();
+    }
+
+    async fn send(&self, target: &str, payload: &[u8]) {
+        self.raw(&packet(target, payload)).await;
+    }
+
+    async fn next(&self) -> Vec<u8> {
+        let mut buf = vec![0; 65_536];
+        let length = self.socket.recv(&mut buf).await.unwrap();
+        buf.truncate(length);
+        buf
+    }
+
+    /// Sends, and waits for the same from the same target.
+    async fn echo(&mut self, target: &str, payload: &[u8]) -> Vec<u8> {
+        self.send(target, payload).await;
+        let header = packet(target, b"");
+        let answer = self.next().await;
+        answer.strip_prefix(&header[..]).expect("from that target").to_vec()
+    }
+}
+
+fn packet(target: &str, payload: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    anyproxy_socks5::proto::encode_header(&Target::parse(target).unwrap(), &mut packet);
+    packet.extend_from_slice(payload);
+    packet
+}
+
+/// Targets that echo; `denied.lan` is denied, `stalled.lan` never reads, `once.lan` ends after one datagram.
+#[derive(Clone, Default)]
+struct Net {
+    dials: Arc<Mutex<Vec<Dial>>>,
+    living: Arc<AtomicUsize>,
+    talk: Arc<Mutex<Option<tokio::sync::mpsc::Sender<&'static [u8]>>>>,
+}
+
+impl Net {
+    fn dials(&self) -> impl DialService + use<> {
+        let net = self.clone();
+        tower::service_fn(move |dial: Dial| {
+            assert!(matches!(dial.network, Network::Udp(_)));
+            let answer = net.answer(&dial);
+            net.dials.lock().unwrap().push(dial);
+            async move { answer.map_err(std::io::Error::other) }
+        })
+    }
+
+    fn answer(&self, dial: &Dial) -> Result<BoxStream, Outcome> {
+        let host = dial.target.host().to_string();
+        if host == "denied.lan" {
+            return Err(Outcome::Denied);
+        }
+        let (near, far) = duplex(if host == "stalled.lan" { 64 * 1024 } else { 1 << 20 });
+        let (talk, mut talks) = tokio::sync::mpsc::channel(1);
+        *self.talk.lock().unwrap() = Some(talk);
+        // Ends when the relay drops its end of the pipe.
+        tokio::spawn(async move {
+            if host == "stalled.lan" {
+                return talks.recv().await.map_or((), |_| drop(far));
+            }
+            let mut far = Datagrams::new(BufReader::new(far));
+            let mut buf = BytesMut::new();
+            loop {
+                buf.clear();
+                tokio::select! {
+                    received = far.recv(&mut buf) => match received {
+                        Ok(true) => {}
+                        _ => return,
+                    },
+                    Some(said) = talks.recv() => buf.extend_from_slice(said),
+                }
+                let sent = std::future::poll_fn(|cx| std::task::Poll::Ready(far.send_now(cx, &buf))).await;
+                if host == "once.lan" || sent.is_err() {
+                    return;
+                }
+            }
+        });
+        self.living.fetch_add(1, Ordering::Relaxed);
+        Ok(BoxStream::new(Guarded::new(BufReader::new(near), Living(self.living.clone()))))
+    }
+
+    fn targets(&self) -> Vec<String> {
+        self.dials.lock().unwrap().iter().map(|dial| dial.target.to_string()).collect()
+    }
+
+    /// The latest destination says something by itself.
+    async fn talk(&self, payload: &'static [u8]) {
+        let talk = self.talk.lock().unwrap().clone().unwrap();
+        talk.send(payload).await.unwrap();
+    }
+
+    fn living(&self) -> usize {
+        self.living.load(Ordering::Relaxed)
+    }
+
+    async fn none_living(&self) {
+        while self.living() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+struct Living(Arc<AtomicUsize>);
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Abort(JoinHandle<()>);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A clock that only tests move: paused, and kept from moving by itself while sockets are waited for, which a
+/// blocking task does.
+struct Frozen {
+    _release: std::sync::mpsc::Sender<()>,
+}
+
+impl Frozen {
+    fn clock() -> Self {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || {
+            let _ = held.recv();
+        });
+        tokio::time::pause();
+        Self { _release: release }
+    }
+}
