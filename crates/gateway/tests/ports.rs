@@ -21,14 +21,15 @@ fn house(port: u16) -> (House, Ports) {
         assert_eq!(dial.identity.user(), Some("port:east"));
         assert_eq!(dial.front, Front::PORT);
         let client = registry.snapshot(&dial).first().cloned();
-        async move { client.ok_or(BoxError::from(Outcome::NoClient))?.dial(dial).await }
+        async move { client.ok_or_else(|| BoxError::from(Outcome::NoClient))?.dial(dial).await }
     });
     let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
     (House::build(Config::default(), clients, Some(ports.clone()), port), ports)
 }
 
 fn free_port() -> u16 {
-    StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound port").port()
 }
 
 fn hello(id: &str, port: u16, transport: Transport) -> ClientHello {
@@ -124,5 +125,5 @@ async fn datagrams_to_a_granted_port_are_flows_one_for_each_sender() {
 }
 
 async fn udp() -> UdpSocket {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap()
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port")
 }

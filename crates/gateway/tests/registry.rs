@@ -94,7 +94,8 @@ async fn the_same_instance_adds_tunnels_and_dials_go_to_the_least_loaded() {
 #[tokio::test]
 async fn p9_a_new_instance_takes_over_at_once_and_the_old_one_s_clean_up_does_not_remove_it() {
     let house = House::new(Config::default());
-    let old = house.client("room-1", 1).await;
+    let mut old = house.client("room-1", 1).await;
+    let old_task = old.task.take().unwrap();
     let client = house.serving("blue").remove(0);
     let old_session = old.hello.session;
     let _echo = old.echo();
@@ -110,7 +111,7 @@ async fn p9_a_new_instance_takes_over_at_once_and_the_old_one_s_clean_up_does_no
     living.read_to_end(&mut got).await.unwrap();
     assert_eq!(got, b"still here");
     drop(living);
-    house.until(|_| client.dial(dial("blue")).now_or_never_err()).await;
+    old_task.await.unwrap();
     assert_eq!(sessions(&house), [new.hello.session]);
     assert_eq!(house.clients.len(), 1);
 }
@@ -311,19 +312,4 @@ async fn what_is_no_longer_wanted_is_ended() {
     let _peers = [house.client("room-1", 1).await, house.client("room-2", 1).await];
     house.clients.retain(|client| &**client.id() != "room-1");
     house.until(|house| house.ids("blue") == ["room-2"]).await;
-}
-
-/// Whether a dial fails at once: its client's tunnels have ended.
-trait NowOrNever {
-    fn now_or_never_err(self) -> bool;
-}
-
-impl<F, T, E> NowOrNever for F
-where
-    F: Future<Output = Result<T, E>>,
-{
-    fn now_or_never_err(self) -> bool {
-        let mut dialing = tokio_test::task::spawn(self);
-        matches!(dialing.poll(), std::task::Poll::Ready(Err(_)))
-    }
 }

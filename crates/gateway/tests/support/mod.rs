@@ -88,11 +88,11 @@ impl House {
     }
 
     pub async fn connect(&self, account: &str, group: &str, hello: ClientHello) -> Result<Peer, TunnelError> {
-        let carrier = self.upgrade(account, group).await.expect("an upgrade");
+        let (pipe, task) = self.pipe_and_task();
+        let carrier = WebSocket::connect(pipe, request(account, group)).await.expect("an upgrade");
         let (tunnel, requests, hello, driver) =
             anyproxy_tunnel::connect(carrier, hello, TunnelConfig::default()).await?;
-        // The hello has been sent only after the tunnel's place was taken.
-        Ok(Peer { tunnel, requests, hello, driver: tokio::spawn(driver) })
+        Ok(Peer { tunnel, requests, hello, driver: tokio::spawn(driver), task: Some(task) })
     }
 
     /// A client of account `east` in group blue.
@@ -123,6 +123,8 @@ pub struct Peer {
     pub requests: Requests,
     pub hello: GatewayHello,
     pub driver: JoinHandle<CloseReason>,
+    /// The gateway's end, where it is known.
+    pub task: Option<JoinHandle<()>>,
 }
 
 impl Peer {
