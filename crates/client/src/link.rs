@@ -128,9 +128,6 @@ impl LinkError {
                 Some("check that the gateway allows this client's account to serve its group_id")
             }
             Self::Tls(error) => match error.get_ref()?.downcast_ref::<Tls>()? {
-                Tls::InvalidCertificate(CertificateError::UnknownIssuer) => Some(
-                    "if this is your gateway, put its certificate, or its issuer's, into gateway_tls_cert",
-                ),
                 Tls::InvalidCertificate(
                     CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
                 ) => Some("the certificate must name the host of gateway_addr"),
@@ -140,6 +137,10 @@ impl LinkError {
                     | CertificateError::NotValidYet
                     | CertificateError::NotValidYetContext { .. },
                 ) => Some("renew the gateway's certificate, or set this machine's clock"),
+                // Unknown, or a CA's, or a successor with the same name and another key.
+                Tls::InvalidCertificate(_) => Some(
+                    "if this is your gateway, put its certificate, or its issuer's, into gateway_tls_cert",
+                ),
                 _ => None,
             },
             _ => None,

@@ -1,5 +1,7 @@
 //! A whole client against a gateway of TLS, WebSocket and frames that the test holds in its hand.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
