@@ -1,0 +1,304 @@
+use std::fmt;
+use std::future::Future;
+use std::hash::RandomState;
+use std::num::NonZeroU64;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use anyproxy_core::Dial;
+use arc_swap::ArcSwapOption;
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::keyed::Keyed;
+use crate::throttled::Throttle;
+use crate::{Key, Throttled};
+
+/// How far ahead of the rate the streams of a key may be: what timers of a millisecond need to reach the rate, and
+/// little enough that it is no burst.
+const AHEAD: Duration = Duration::from_millis(50);
+/// The most bytes a stream takes at its turn. Also the most by which the order of turns can be unfair.
+const MAX_TURN: u64 = 64 * 1024;
+/// The least a turn is worth waking up for.
+const MIN_TURN: u64 = 1024;
+/// A turn lasts about a 64th of a second, between those two.
+const TURNS_PER_SECOND: u64 = 64;
+
+/// How many bytes per second are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// Whose bytes count together.
+    pub key: Key,
+    /// From users to targets, bytes per second; `None` = as many as go through.
+    pub up: Option<NonZeroU64>,
+    /// From targets to users, likewise.
+    pub down: Option<NonZeroU64>,
+}
+
+impl Bandwidth {
+    /// No limit yet, either way.
+    #[must_use]
+    pub const fn new(key: Key) -> Self {
+        Self { key, up: None, down: None }
+    }
+
+    /// Limits what goes to targets, in bytes per second; 0 = no limit.
+    #[must_use]
+    pub const fn up(mut self, bytes: u64) -> Self {
+        self.up = NonZeroU64::new(bytes);
+        self
+    }
+
+    /// Limits what comes from targets, in bytes per second; 0 = no limit.
+    #[must_use]
+    pub const fn down(mut self, bytes: u64) -> Self {
+        self.down = NonZeroU64::new(bytes);
+        self
+    }
+}
+
+/// Slows streams down to so many bytes per second by [`Key`], each way.
+///
+/// Nothing is buffered for it: what comes from the target is taken later, so the stream's credit goes back later and
+/// the target's sender waits; what goes to the target is accepted later, so the user's sender waits. Streams of one
+/// key take turns of at most 64 KiB in the order they asked, so each gets its share, and a stream that waits for
+/// nothing has no timer.
+///
+/// The response type is [`Throttled`], limit or not, so that a limit may come and go while streams live.
+#[derive(Clone, Debug)]
+pub struct BandwidthLayer {
+    limits: Shared,
+}
+
+impl BandwidthLayer {
+    /// Limits streams to a [`Bandwidth`]; `None` limits nothing.
+    pub fn new(bandwidth: impl Into<Option<Bandwidth>>) -> Self {
+        let limits = bandwidth.into().map(|bandwidth| Arc::new(Limits::new(bandwidth)));
+        Self { limits: Shared(Arc::new(ArcSwapOption::new(limits))) }
+    }
+
+    /// A layer that limits nothing, at the price of one pointer in each stream.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self::new(None)
+    }
+
+    /// As [`BandwidthLayer::new`], and a handle that changes the limit while streams live.
+    pub fn pair(bandwidth: impl Into<Option<Bandwidth>>) -> (Self, BandwidthHandle) {
+        let layer = Self::new(bandwidth);
+        let handle = BandwidthHandle { limits: layer.limits.clone() };
+        (layer, handle)
+    }
+}
+
+impl<S> Layer<S> for BandwidthLayer {
+    type Service = BandwidthLimit<S>;
+
+    fn layer(&self, inner: S) -> BandwidthLimit<S> {
+        BandwidthLimit { inner, limits: self.limits.clone() }
+    }
+}
+
+/// Changes the limit of a [`BandwidthLayer`] while streams live.
+#[derive(Clone, Debug)]
+pub struct BandwidthHandle {
+    limits: Shared,
+}
+
+impl BandwidthHandle {
+    /// Limits streams to `bandwidth` from now on. Living streams follow if they had a limit by the same key, and
+    /// whenever a limit is taken away; a limit where there was none, or by another key, is for streams to come.
+    pub fn replace(&self, bandwidth: impl Into<Option<Bandwidth>>) {
+        let bandwidth = bandwidth.into();
+        let current = self.limits.0.load_full();
+        match (current, bandwidth) {
+            (Some(limits), Some(bandwidth)) if limits.key == bandwidth.key => limits.set(bandwidth),
+            (current, bandwidth) => {
+                if let (Some(limits), None) = (&current, bandwidth) {
+                    limits.set(Bandwidth::new(limits.key));
+                }
+                self.limits.0.store(bandwidth.map(|bandwidth| Arc::new(Limits::new(bandwidth))));
+            }
+        }
+    }
+
+    /// How many keys have state now: those with living streams, or who moved bytes a moment ago.
+    #[must_use]
+    pub fn keys(&self) -> usize {
+        self.limits.0.load().as_ref().map_or(0, |limits| limits.buckets.len())
+    }
+}
+
+/// Slows streams down. See [`BandwidthLayer`].
+#[derive(Clone, Debug)]
+pub struct BandwidthLimit<S> {
+    inner: S,
+    limits: Shared,
+}
+
+impl<S> BandwidthLimit<S> {
+    /// The dial service inside.
+    pub const fn get_ref(&self) -> &S {
+        &self.inner
+    }
+}
+
+impl<S: Service<Dial>> Service<Dial> for BandwidthLimit<S> {
+    type Response = Throttled<S::Response>;
+    type Error = S::Error;
+    type Future = BandwidthFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, dial: Dial) -> Self::Future {
+        let limits = self.limits.0.load_full();
+        let limits = limits.map(|limits| (limits.key.of(&dial, &limits.hasher), limits));
+        BandwidthFuture { dial: self.inner.call(dial), limits }
+    }
+}
+
+pin_project! {
+    /// Response future of [`BandwidthLimit`].
+    pub struct BandwidthFuture<F> {
+        #[pin]
+        dial: F,
+        limits: Option<(u64, Arc<Limits>)>,
+    }
+}
+
+impl<F, T, E> Future for BandwidthFuture<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<Throttled<T>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let stream = ready!(this.dial.poll(cx))?;
+        let throttle = this.limits.take().map(|(key, limits)| Throttle::new(limits.bucket(key), limits));
+        Poll::Ready(Ok(Throttled::new(stream, throttle)))
+    }
+}
+
+impl<F: fmt::Debug> fmt::Debug for BandwidthFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BandwidthFuture").field("dial", &self.dial).finish_non_exhaustive()
+    }
+}
+
+// === the limits ===
+
+#[derive(Clone)]
+struct Shared(Arc<ArcSwapOption<Limits>>);
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.load().as_ref().map(|limits| limits.key).fmt(f)
+    }
+}
+
+/// A direction of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Up,
+    Down,
+}
+
+/// What all streams of a layer share.
+pub(crate) struct Limits {
+    key: Key,
+    hasher: RandomState,
+    /// Bytes per second, up and down; 0 = no limit.
+    rates: [AtomicU64; 2],
+    buckets: Keyed<Arc<Bucket>>,
+}
+
+/// What all streams of a key share: when, each way, everything that was promised will have passed at the rate.
+/// Nanoseconds of the clock of [`Keyed`].
+#[derive(Default)]
+pub(crate) struct Bucket([AtomicU64; 2]);
+
+/// So many bytes, not before that time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) bytes: usize,
+    /// `None`: now.
+    pub(crate) at: Option<Instant>,
+}
+
+impl Limits {
+    fn new(bandwidth: Bandwidth) -> Self {
+        let limits = Self {
+            key: bandwidth.key,
+            hasher: RandomState::new(),
+            rates: Default::default(),
+            buckets: Keyed::new(),
+        };
+        limits.set(bandwidth);
+        limits
+    }
+
+    fn set(&self, bandwidth: Bandwidth) {
+        for (rate, new) in self.rates.iter().zip([bandwidth.up, bandwidth.down]) {
+            rate.store(new.map_or(0, NonZeroU64::get), Ordering::Relaxed);
+        }
+    }
+
+    /// The bucket of a key. It stays while a stream holds it or something is owed, so that streams one after another
+    /// are no faster than one long one.
+    fn bucket(&self, key: u64) -> Arc<Bucket> {
+        let now = self.buckets.now();
+        if self.buckets.is_sweep_due(now) {
+            self.buckets.sweep(|bucket| Arc::strong_count(bucket) > 1 || bucket.owes(now));
+        }
+        self.buckets.shard(key).entry(key).or_default().clone()
+    }
+
+    /// Promises a turn of up to `wanted` bytes: behind all promised before, so that streams of one key take turns.
+    pub(crate) fn reserve(&self, bucket: &Bucket, way: Way, wanted: usize) -> Turn {
+        let rate = self.rates[way as usize].load(Ordering::Relaxed);
+        if rate == 0 {
+            return Turn { bytes: wanted, at: None };
+        }
+        let bytes = wanted.min((rate / TURNS_PER_SECOND).clamp(MIN_TURN, MAX_TURN) as usize);
+        let now = self.buckets.now();
+        let free = &bucket.0[way as usize];
+        let cost = cost(bytes, rate);
+        let before = free
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
+                Some(free.max(now).saturating_add(cost))
+            })
+            .expect("always updated");
+        let at = before.saturating_sub(AHEAD.as_nanos() as u64);
+        Turn { bytes, at: (at > now).then(|| self.buckets.instant(at)) }
+    }
+
+    /// Takes a promise back of which nobody will make use.
+    pub(crate) fn give_back(&self, bucket: &Bucket, way: Way, bytes: usize) {
+        let rate = self.rates[way as usize].load(Ordering::Relaxed);
+        if rate > 0 && bytes > 0 {
+            let cost = cost(bytes, rate);
+            let _ = bucket.0[way as usize]
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| Some(free.saturating_sub(cost)));
+        }
+    }
+}
+
+impl Bucket {
+    fn owes(&self, now: u64) -> bool {
+        self.0.iter().any(|free| free.load(Ordering::Relaxed) > now)
+    }
+}
+
+/// How many nanoseconds `bytes` take.
+fn cost(bytes: usize, rate: u64) -> u64 {
+    const SECOND: u128 = 1_000_000_000;
+    u64::try_from(bytes as u128 * SECOND / u128::from(rate)).unwrap_or(u64::MAX)
+}
