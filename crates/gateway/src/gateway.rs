@@ -48,7 +48,7 @@ pub struct Config {
     /// How long a client may take to log in: TLS, upgrade, credentials and hello together [10 s]. Too short, and
     /// clients on slow lines never get in; too long, and silent peers hold their places.
     pub handshake_timeout: Duration,
-    /// How many may be logging in at once [256]; when one more comes, the oldest goes.
+    /// How many may be logging in at once (default 256); when one more comes, the oldest goes.
     pub max_unauthenticated: usize,
     /// How long living streams may go on after `stop` [30 s].
     pub drain_timeout: Duration,

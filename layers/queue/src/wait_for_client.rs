@@ -21,7 +21,7 @@ pub struct WaitSettings {
     /// The longest wait of one dial, all its waits together [3 s]; 0 = nobody waits. A client's reconnect takes half
     /// a second and a few round trips.
     pub limit: Duration,
-    /// The most dials that wait [1,024]; a user has a quarter of the places at most. Beyond it, dials fail at once.
+    /// The most dials that wait (default 1,024); a user has a quarter of the places at most. Beyond it, dials fail at once.
     pub waiting: usize,
 }
 
