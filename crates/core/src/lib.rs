@@ -54,6 +54,7 @@ mod service;
 mod source;
 mod stream;
 mod target;
+mod trace_parent;
 
 pub use credentials::{Credentials, Secret};
 pub use datagrams::{Datagrams, MAX_DATAGRAM};
@@ -70,6 +71,7 @@ pub use service::{DialService, GatewayStack, Verifier};
 pub use source::SourcePrefix;
 pub use stream::{ByteStream, Ending, Guarded, Meter, Metered};
 pub use target::{Host, HostName, InvalidTarget, Target};
+pub use trace_parent::TraceParent;
 
 /// An error whose type the parts of a stack need not know; its chain ends in an [`Outcome`] where one is meant.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

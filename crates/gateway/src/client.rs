@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use anyproxy_core::{BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Load, Network, RulesVersion};
+use anyproxy_core::{
+    BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Load, Network, RulesVersion, TraceParent,
+};
 use anyproxy_tunnel::frame::{HostRef, Open};
 use anyproxy_tunnel::{Stream, Tunnel};
 use tokio::time::timeout;
@@ -267,6 +269,7 @@ fn open(dial: &Dial, limit: Duration) -> Open {
         groups: dial.identity.groups().map(str::to_owned).collect(),
         front: dial.front.as_str().to_owned(),
         rules: dial.extensions.get().copied().map_or(0, RulesVersion::get),
+        traceparent: dial.extensions.get::<TraceParent>().map(TraceParent::to_string),
         deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
         ..open
     }

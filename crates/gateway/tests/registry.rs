@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyproxy_core::{
     Association, Dial, DialService as _, Endpoint as _, Endpoints as _, Fault, Network, Outcome,
+    RulesVersion, TraceParent,
 };
 use anyproxy_gateway::{Clients, Config, OnlyClient};
 use anyproxy_tunnel::frame::{ClientHello, GoAwayCode, OpenErr, OpenErrClass, OpenOk};
@@ -41,13 +42,18 @@ async fn next_open(peer: &mut Peer) -> anyproxy_tunnel::OpenRequest {
 async fn a_dial_becomes_a_stream_at_the_client_and_the_journal_knows_it() {
     let house = House::new(Config::default());
     let mut peer = house.client("room-1", 1).await;
-    let dial = dial("blue");
+    let mut dial = dial("blue");
+    let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+    dial.extensions.insert(trace.clone());
+    dial.extensions.insert(RulesVersion::new(7).unwrap());
     let journal = dial.journal.clone();
     let dialing = tokio::spawn(house.serving("blue")[0].dial(dial));
     let request = next_open(&mut peer).await;
     assert_eq!(request.open().user, "alice");
     assert_eq!(request.open().groups, ["blue"]);
     assert_eq!(request.open().front, "http");
+    assert_eq!(request.open().rules, 7);
+    assert_eq!(request.open().traceparent.as_deref(), Some(trace.as_str()));
     assert_eq!(house.serving("blue")[0].load().streams, 1, "it counts before it is answered");
     let address = "10.0.0.9:631".parse().unwrap();
     let reference = request.stream_ref();
