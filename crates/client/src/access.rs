@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_core::StreamRef;
+use anyproxy_tunnel::OpenRequest;
 use anyproxy_tunnel::frame::{HostRef, Network, Open};
 use tokio::time::Instant;
 
@@ -27,7 +28,11 @@ pub(crate) struct AccessLine {
 }
 
 impl AccessLine {
-    pub(crate) fn new(client: Arc<str>, stream: StreamRef, open: &Open) -> Self {
+    pub(crate) fn new(client: Arc<str>, request: &OpenRequest) -> Self {
+        Self::of(client, request.stream_ref(), request.open())
+    }
+
+    fn of(client: Arc<str>, stream: StreamRef, open: &Open) -> Self {
         let mut words = String::new();
         let group = open.groups.first().map_or("", String::as_str);
         for word in [open.front.as_str(), &open.user, group] {
@@ -119,7 +124,7 @@ mod tests {
     fn o1_foreign_text_cannot_forge_a_line_and_is_cut() {
         let evil = format!("alice\r\n\x1b[2J\u{202e}\0{}", "x".repeat(1 << 20));
         let open = Open { user: evil.clone(), ..Open::tcp(HostRef::Name(evil), 22) };
-        let line = AccessLine::new("c".into(), StreamRef { session: 1, number: 2 }, &open);
+        let line = AccessLine::of("c".into(), StreamRef { session: 1, number: 2 }, &open);
         assert_eq!(line.words.split('\n').count(), 4, "{}", line.words);
         assert!(line.words.len() < 2048);
         assert!(!line.words.contains(['\r', '\x1b', '\0', '\u{202e}']));

@@ -43,6 +43,7 @@ mod resolve;
 
 mod serve;
 
+mod judge;
 mod open;
 
 mod race;

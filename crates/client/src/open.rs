@@ -1,17 +1,19 @@
 //! One open: judged, dialled, and its stream carried to its end.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyproxy_acl::{Policy, Question, Verdict, dialable};
-use anyproxy_core::{Account, Association as CoreAssociation, Front, Host, Identity, Network as Net, Target};
-use anyproxy_tunnel::frame::{HostRef, Network, Open, OpenErr, OpenErrClass, OpenOk, Transport};
+use anyproxy_acl::Policy;
+use anyproxy_core::Host;
+use anyproxy_tunnel::frame::{Network, Open, OpenErr, OpenErrClass, OpenOk};
 use anyproxy_tunnel::{OpenRequest, Stream};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use crate::access::AccessLine;
+use crate::judge::Judge;
 use crate::race;
 use crate::relay::{Patience, Relay};
 use crate::serve::Context;
@@ -59,13 +61,16 @@ async fn answer(
     mut request: OpenRequest,
     policy: Option<Arc<Policy>>,
 ) -> Option<(AccessLine, Stream, Reached)> {
-    let mut line = AccessLine::new(context.client.id.clone(), request.stream_ref(), request.open());
+    let mut line = AccessLine::new(context.client.id.clone(), &request);
     let open = request.open().clone();
+    let span = tracing::debug_span!("open", stream = %request.stream_ref(), traceparent = open.traceparent);
+    let reach =
+        within(&context.client.config.connect_timeout, &open, reach(context, &open, policy)).instrument(span);
     let reached = tokio::select! {
         // First, so that nothing is dialled for a user who has left.
         biased;
         () = request.cancelled() => None,
-        reached = within(&context.client.config.connect_timeout, &open, reach(context, &open, policy)) => Some(reached),
+        reached = reach => Some(reached),
     };
     match reached {
         Some(Ok(reached)) => {
@@ -103,20 +108,18 @@ async fn within(
 }
 
 async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> Result<Reached, OpenErr> {
-    let target = target(context, open)?;
     // Kept until the connection stands: a swap of the rules meanwhile concerns the next open.
     let rules = context.client.rules.load_full();
-    let judge = Judge::new(&target, open, &rules, policy.as_deref());
+    let judge = Judge::new(open, &context.client.config.open_ports, &rules, policy.as_deref())?;
     judge.name()?;
-    let addresses = match target.host() {
+    let addresses = match judge.target().host() {
         Host::Ip(address) => vec![*address],
         Host::Name(name) => {
             let found = context.client.resolver.resolve(name.as_str()).await;
             found.map_err(|error| OpenErr::new(OpenErrClass::Unresolved, error.to_string()))?
         }
     };
-    let addresses: Vec<_> =
-        judge.addresses(addresses)?.into_iter().map(|address| (address, target.port()).into()).collect();
+    let addresses = judge.addresses(addresses)?;
     // The system's preferred one: datagrams without an answer do not tell which works.
     let Some(preferred) = addresses.first().copied() else {
         return Err(OpenErr::new(OpenErrClass::Unresolved, "the name has no address"));
@@ -133,76 +136,4 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
         }
     };
     reached.map_err(|error| OpenErr::new(race::class_of(&error), error.to_string()))
-}
-
-/// An open before the rules: this client's own, and the gateway's that hold here too.
-struct Judge<'a> {
-    target: &'a Target,
-    network: Net,
-    rules: &'a Policy,
-    policy: Option<&'a Policy>,
-    /// Who asks, as the gateway says. Only its own rules are asked about them: what a gateway says cannot widen ours.
-    told: Identity,
-    front: &'a str,
-}
-
-impl<'a> Judge<'a> {
-    fn new(target: &'a Target, open: &'a Open, rules: &'a Policy, policy: Option<&'a Policy>) -> Self {
-        let network = match open.network {
-            Network::Tcp => Net::Tcp,
-            Network::Udp { .. } => Net::Udp(CoreAssociation::new()),
-        };
-        let told = match policy {
-            Some(_) if !open.user.is_empty() => {
-                Account::new(&*open.user, open.groups.iter().map(|group| &**group)).into()
-            }
-            _ => Identity::ANONYMOUS,
-        };
-        Self { target, network, rules, policy, told, front: &open.front }
-    }
-
-    fn ours(&self) -> Question<'_> {
-        Question { target: self.target, network: self.network, identity: &Identity::ANONYMOUS, front: "" }
-    }
-
-    /// Before a name is looked up: one that no address could save costs no lookup.
-    fn name(&self) -> Result<(), OpenErr> {
-        match self.rules.check(&self.ours()) {
-            Verdict::Deny(cause) => Err(denied(&format_args!("denied by {}", self.rules.reason(cause)))),
-            Verdict::Allow | Verdict::Depends => Ok(()),
-        }
-    }
-
-    /// Those of `addresses` that all rules allow: what is dialled is what was judged here, and nothing else.
-    fn addresses(&self, addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, OpenErr> {
-        let ours = dialable([self.rules], &self.ours(), addresses).map_err(|why| denied(&why))?;
-        let Some(policy) = self.policy else { return Ok(ours) };
-        let theirs =
-            Question { target: self.target, network: self.network, identity: &self.told, front: self.front };
-        dialable([policy], &theirs, ours).map_err(|why| denied(&why))
-    }
-}
-
-fn denied(why: &dyn std::fmt::Display) -> OpenErr {
-    OpenErr::new(OpenErrClass::Denied, why.to_string())
-}
-
-/// Where the open leads: what it says, or the target of a port that this client asked for.
-fn target(context: &Context, open: &Open) -> Result<Target, OpenErr> {
-    if open.front == Front::PORT.as_str() {
-        let transport = match open.network {
-            Network::Tcp => Transport::Tcp,
-            Network::Udp { .. } => Transport::Udp,
-        };
-        let mut ports = context.client.config.open_ports.iter();
-        let port = ports.find(|port| port.remote_port == open.port && port.transport == transport);
-        return port.map(|port| port.target.clone()).ok_or_else(|| denied(&"nobody asked for this port"));
-    }
-    // A gateway sends names in their canonical form. From one that does not, an address in disguise must not pass
-    // as a name.
-    let host = match &open.host {
-        HostRef::Ip(address) => Ok((*address).into()),
-        HostRef::Name(name) => Host::parse(name),
-    };
-    host.and_then(|host| Target::new(host, open.port)).map_err(|error| denied(&error))
 }

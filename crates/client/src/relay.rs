@@ -40,7 +40,7 @@ impl Patience {
     }
 }
 
-/// How a stream ended. The words are those of the gateway's fronts, who see the same stream from the other side.
+/// How a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// Both ways were finished, every byte delivered.
@@ -56,11 +56,12 @@ pub(crate) enum End {
 }
 
 impl End {
+    /// For the access line; the words that the gateway's line has too mean the same.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Whole => "whole",
-            Self::UserLost => "user_lost",
-            Self::TargetLost => "target_lost",
+            Self::UserLost => "abandoned",
+            Self::TargetLost => "reset",
             Self::Idle => "idle",
             Self::HalfClosed => "half_closed",
         }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::Escaped;
+use crate::access::{AccessLine, Escaped};
 use crate::client::Shared;
 use crate::link::Link;
 use crate::open;
@@ -116,6 +116,8 @@ impl Versions {
                 Some((_, Some(policy))) => Some(policy.clone()),
                 _ => {
                     let text = format!("this client does not have version {named} of the gateway's rules");
+                    let line = AccessLine::new(context.client.id.clone(), &request);
+                    line.refused(OpenErrClass::UnknownRules.as_str(), &text);
                     request.refuse(OpenErr::new(OpenErrClass::UnknownRules, text));
                     return;
                 }

@@ -2,8 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use anyproxy_acl::{Lists, Pattern, Policy};
@@ -406,6 +405,56 @@ async fn u9_datagrams_of_the_target_alone_do_not_keep_a_flow() {
     world.is_left_clean().await;
 }
 
+// === Access line ===
+
+#[tokio::test]
+async fn every_open_is_one_line_with_the_name_that_the_gateway_knows_it_by() {
+    let log = Log::default();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(log.clone()).finish();
+    let _subscribed = tracing::subscriber::set_default(subscriber);
+    let (target, listener) = target().await;
+    let world = World::new(|config| config.rules = forbidden(&["*.printers.test"])).await;
+    let open =
+        Open { user: "alice".into(), groups: vec!["blue".into()], front: "socks5".into(), ..tcp(target) };
+    let (mut stream, _) = world.open(open).await.unwrap();
+    let name_there = stream.stream_ref().to_string();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    stream.write_all(b"up").await.unwrap();
+    stream.shutdown().await.unwrap();
+    socket.read_to_end(&mut Vec::new()).await.unwrap();
+    socket.write_all(b"down").await.unwrap();
+    drop(socket);
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    world.is_left_clean().await;
+    world.refused(name("a.printers.test", 80)).await;
+    world.refused(Open { rules: 9, ..tcp(target) }).await;
+
+    let text = log.text();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains(" access: ")).collect();
+    let [ok, denied, unknown] = lines[..] else { panic!("{text}") };
+    for field in [
+        &format!("stream={name_there}"),
+        "front=\"socks5\"",
+        "user=\"alice\"",
+        "group=\"blue\"",
+        "network=\"tcp\"",
+        &format!("target=\"{target}\""),
+        "client=\"printer-room\"",
+        "bytes_up=2",
+        "bytes_down=4",
+        "open_ms=",
+        "first_byte_ms=",
+        "total_ms=",
+        "outcome=\"ok\"",
+        "end=\"whole\"",
+    ] {
+        assert!(ok.contains(field), "{field} is not in {ok}");
+    }
+    assert!(denied.contains("outcome=\"denied\"") && denied.contains("forbidden_hosts"), "{denied}");
+    assert!(unknown.contains("outcome=\"unknown_rules\""), "{unknown}");
+}
+
 // === Life of a tunnel ===
 
 #[tokio::test]
@@ -540,7 +589,7 @@ impl World {
 /// Names for every occasion; the stalled one until the sender is dropped.
 fn resolver() -> (Resolver, mpsc::Sender<()>) {
     let (release, stalled) = mpsc::channel::<()>();
-    let stalled = std::sync::Mutex::new(stalled);
+    let stalled = Mutex::new(stalled);
     let resolver = Resolver::new(move |name| match name {
         "localhost.test" => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
         "two.test" => Ok(vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2])]),
@@ -553,6 +602,35 @@ fn resolver() -> (Resolver, mpsc::Sender<()>) {
         _ => Err(io::Error::other("no such name")),
     });
     (resolver, release)
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
 }
 
 async fn target() -> (SocketAddr, TcpListener) {
