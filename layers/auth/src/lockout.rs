@@ -520,6 +520,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn guesses_under_way_when_the_lock_falls_do_not_lengthen_it() {
+        let mut door = doorkeeper(&LockoutLayer::default());
+        let under_way: Vec<_> = (0..30).map(|_| door.call(login(A, Some("wrong")))).collect();
+        for answer in under_way {
+            assert!(answer.await.is_err());
+        }
+        assert_eq!(outcome(&mut door, login(A, Some("right"))).await, locked(15));
+        advance(Duration::from_secs(15)).await;
+        ten_wrong(&mut door, A).await;
+        assert_eq!(outcome(&mut door, login(A, Some("right"))).await, locked(30));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_flood_of_sources_is_capped_and_pushes_out_no_lock() {
         let sources = NonZeroUsize::new(1000).unwrap();
         let (layer, handle) = LockoutLayer::pair(LockoutPolicy { sources, ..LockoutPolicy::default() });

@@ -338,6 +338,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_user_removed_during_the_hash_does_not_pass_for_the_decoy() {
+        let pool = HashPool::new(1, 8);
+        let (verify, handle) = Verify::pair(Accounts::new([hashed("bob"), hashed("eve")]).unwrap());
+        let verify = verify.with_pool(pool.clone());
+        let seat = pool.seat().await.unwrap();
+        let eve = tokio::spawn(verify.verify(credentials("eve", "secret")));
+        tokio::task::yield_now().await;
+        // Who compares eve with somebody meets bob, whose hash is the same.
+        handle.replace(Accounts::new([hashed("bob")]).unwrap());
+        drop(seat);
+        assert!(eve.await.unwrap().unwrap_err().is_wrong());
+    }
+
+    #[tokio::test]
     async fn a_browser_that_opens_thirty_connections_costs_one_hash() {
         let verify = Verify::new(Accounts::new([hashed("bob")]).unwrap()).with_pool(HashPool::new(1, 64));
         let logins: Vec<_> =
