@@ -350,6 +350,26 @@ fn perturbed_bytes_read_or_fail_but_never_panic() {
 }
 
 #[test]
+fn example_of_the_protocol_page_is_true() {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../PROTOCOL.md")).unwrap();
+    let (_, example) = page.split_once("## 9.").expect("the section of the example");
+    let mut read_lines = 0;
+    for line in example.lines().filter(|line| !line.contains('…')) {
+        let mut words = line.split_whitespace();
+        let side = words.next();
+        let is_hex = |word: &&str| word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let hex: String = words.take_while(is_hex).collect();
+        match side {
+            Some("client") => assert_eq!(read::<ToGateway>(&hex).map(|frames| frames.len()), Ok(1), "{line}"),
+            Some("gateway") => assert_eq!(read::<ToClient>(&hex).map(|frames| frames.len()), Ok(1), "{line}"),
+            _ => continue,
+        }
+        read_lines += 1;
+    }
+    assert_eq!(read_lines, 7);
+}
+
+#[test]
 fn committed_corpus_keeps_the_oracle() {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/frame_parser");
     let entries: Vec<_> = fs::read_dir(corpus).unwrap().collect();

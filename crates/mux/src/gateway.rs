@@ -75,12 +75,13 @@ impl Mux<Gateway> {
         };
         self.side.next = id.next();
         let datagrams = matches!(open.network, Network::Udp { .. });
-        let mut stream = Stream::new(datagrams);
-        let window = self.start_window();
         self.tick(now);
-        stream.grant(window, self.now);
+        self.streams.insert(id, Stream::new(datagrams));
+        let (window, now) = (self.start_window(), self.now);
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.grant(window, now);
+        }
         open.window = (window != self.window && !datagrams).then_some(window);
-        self.streams.insert(id, stream);
         self.unanswered += 1;
         self.side.push_open(id, Box::new(open));
         Ok(id)

@@ -630,9 +630,10 @@ impl<S: Side> Mux<S> {
 
     // --- credit ---
 
-    /// The credit a new stream starts with: less when there is a crowd, or much is held already.
+    /// The credit a new stream, which is in the table already, starts with: less when there is a crowd, or much is
+    /// held.
     pub(crate) fn start_window(&self) -> u32 {
-        let share = self.config.held_limit / (self.streams.len() as u64 + 1);
+        let share = self.config.held_limit / (self.streams.len() as u64).max(1);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         self.shrunk(self.config.window.min(share).max(MIN_WINDOW))
     }
