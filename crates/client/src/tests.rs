@@ -384,16 +384,35 @@ async fn u3_only_those_an_association_has_sent_to_may_answer() {
 }
 
 #[tokio::test]
+async fn u7_the_destination_sent_to_longest_ago_gives_way() {
+    let (first, second) = (udp_target().await, udp_target().await);
+    let world = World::new(|_| {}).await;
+    let (mut oldest, mut next) = (world.flow(&first).await, world.flow(&second).await);
+    let source = ask(&mut oldest, &first, b"old").await;
+    ask(&mut next, &second, b"newer").await;
+    let mut flows = Vec::new();
+    for number in 0..1_023_u16 {
+        let open = Open::udp(9, HostRef::Ip([127, 9, (number >> 8) as u8, number as u8].into()), 9);
+        let mut flow = Datagrams::new(world.open(open).await.unwrap().0);
+        assert!(send(&mut flow, b"x").await);
+        flows.push(flow);
+    }
+    let ended = timeout(Duration::from_secs(5), oldest.recv(&mut BytesMut::new())).await;
+    assert!(ended.expect("the oldest gives way").is_err());
+    second.send_to(b"still here", source).await.unwrap();
+    assert_eq!(answer(&mut next).await, b"still here");
+}
+
+#[tokio::test]
 async fn u9_datagrams_of_the_target_alone_do_not_keep_a_flow() {
-    let target = udp_target().await;
+    let (target, other) = (udp_target().await, udp_target().await);
     let world = World::new(|config| config.udp_idle_timeout = Duration::from_millis(200)).await;
-    let address = target.local_addr().unwrap();
-    let (stream, _) = world.open(Open::udp(9, HostRef::Ip(address.ip()), address.port())).await.unwrap();
-    let mut flow = Datagrams::new(stream);
+    let (mut flow, mut kept) = (world.flow(&target).await, world.flow(&other).await);
     let source = ask(&mut flow, &target, b"hello").await;
     let chatter = async {
         loop {
             target.send_to(b"still here", source).await.unwrap();
+            ask(&mut kept, &other, b"still here").await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -402,6 +421,7 @@ async fn u9_datagrams_of_the_target_alone_do_not_keep_a_flow() {
         () = chatter => {}
         ended = timeout(Duration::from_secs(5), ended) => ended.expect("the target keeps the flow alive"),
     }
+    drop(kept);
     world.is_left_clean().await;
 }
 
@@ -568,6 +588,15 @@ impl World {
         timeout(Duration::from_secs(5), self.tunnel.open(open)).await.expect("an answer in time")
     }
 
+    /// A flow to `target` of the one association there is.
+    async fn flow(&self, target: &UdpSocket) -> Datagrams<Stream> {
+        let address = target.local_addr().unwrap();
+        let open = Open::udp(9, HostRef::Ip(address.ip()), address.port());
+        let (stream, ok) = self.open(open).await.unwrap();
+        assert_eq!(ok.address, Some(address));
+        Datagrams::new(stream)
+    }
+
     async fn refused(&self, open: Open) -> OpenErrClass {
         match self.open(open).await {
             Err(OpenError::Refused(why, _)) => why.class,
@@ -662,12 +691,15 @@ async fn is_not_dialled(listener: &TcpListener) {
 
 /// Sends a datagram and returns the address it came to the target from.
 async fn ask(flow: &mut Datagrams<Stream>, target: &UdpSocket, payload: &[u8]) -> SocketAddr {
-    let sent = std::future::poll_fn(|cx| std::task::Poll::Ready(flow.send_now(cx, payload))).await;
-    assert!(sent.unwrap());
+    assert!(send(flow, payload).await);
     let mut buf = vec![0; 65_535];
     let (length, source) = target.recv_from(&mut buf).await.unwrap();
     assert_eq!(&buf[..length], payload);
     source
+}
+
+async fn send(flow: &mut Datagrams<Stream>, payload: &[u8]) -> bool {
+    std::future::poll_fn(|cx| std::task::Poll::Ready(flow.send_now(cx, payload))).await.unwrap()
 }
 
 async fn answer(flow: &mut Datagrams<Stream>) -> Vec<u8> {

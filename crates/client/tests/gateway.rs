@@ -142,6 +142,7 @@ async fn a_client_that_is_dropped_cuts_its_tunnels() {
     let gateway = Gateway::start().await;
     let client = gateway.client(|_| {});
     let (_, _, tunnel, _cut) = gateway.welcome().await;
+    client.has_tunnels(1).await;
     client.running.abort();
     timeout(Duration::from_secs(5), tunnel.closed()).await.expect("the tunnel ends");
 }
