@@ -1,5 +1,6 @@
 //! A client's end of a tunnel, with the gateway's end in the test's hand.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, mpsc};
@@ -429,10 +430,7 @@ async fn u9_datagrams_of_the_target_alone_do_not_keep_a_flow() {
 
 #[tokio::test]
 async fn every_open_is_one_line_with_the_name_that_the_gateway_knows_it_by() {
-    let log = Log::default();
-    let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(log.clone()).finish();
-    let _subscribed = tracing::subscriber::set_default(subscriber);
+    keep_log();
     let (target, listener) = target().await;
     let world = World::new(|config| config.rules = forbidden(&["*.printers.test"])).await;
     let open =
@@ -450,7 +448,7 @@ async fn every_open_is_one_line_with_the_name_that_the_gateway_knows_it_by() {
     world.refused(name("a.printers.test", 80)).await;
     world.refused(Open { rules: 9, ..tcp(target) }).await;
 
-    let text = log.text();
+    let text = logged();
     let lines: Vec<_> = text.lines().filter(|line| line.contains(" access: ")).collect();
     let [ok, denied, unknown] = lines[..] else { panic!("{text}") };
     for field in [
@@ -633,32 +631,34 @@ fn resolver() -> (Resolver, mpsc::Sender<()>) {
     (resolver, release)
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
+/// What this test has logged: one subscriber for the process, and a page for each test's thread.
+fn logged() -> String {
+    PAGE.with_borrow(|page| String::from_utf8_lossy(page).into_owned())
 }
 
-impl io::Write for Log {
+/// Keeps a log from here on.
+fn keep_log() {
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::INFO).with_writer(|| Page);
+    // The first test of the process does it for all.
+    let _ = subscriber.try_init();
+    PAGE.take();
+}
+
+thread_local! {
+    static PAGE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Page;
+
+impl io::Write for Page {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        let _ = PAGE.try_with(|page| page.borrow_mut().extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
     }
 }
 

@@ -2,8 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::cell::RefCell;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_client::{Client, ClientTls, Config, Handle, OpenPort, Transport};
@@ -20,7 +21,6 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing_subscriber::fmt::MakeWriter;
 
 #[tokio::test]
 async fn a_client_logs_in_and_serves_and_comes_back() {
@@ -57,13 +57,7 @@ async fn a_client_logs_in_and_serves_and_comes_back() {
 
 #[tokio::test]
 async fn wrong_credentials_are_said_plainly_and_tried_again_and_never_logged() {
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_ansi(false)
-        .with_writer(log.clone())
-        .finish();
-    let _subscribed = tracing::subscriber::set_default(subscriber);
+    keep_log();
     let gateway = Gateway::start().await;
     let client = gateway.client(|_| {});
     for _ in 0..2 {
@@ -77,17 +71,14 @@ async fn wrong_credentials_are_said_plainly_and_tried_again_and_never_logged() {
         assert_eq!(client.handle.tunnels(), 0);
     }
     client.stopped().await;
-    let log = log.text();
+    let log = logged();
     assert!(log.contains("ERROR") && log.contains("401") && log.contains("auth_password"), "{log}");
     assert!(!log.contains("canary") && !log.contains("dXNlcjpjYW5hcnk"), "{log}");
 }
 
 #[tokio::test]
 async fn w9_nothing_is_said_to_a_gateway_with_a_foreign_certificate() {
-    let log = Log::default();
-    let _subscribed = tracing::subscriber::set_default(
-        tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish(),
-    );
+    keep_log();
     let (gateway, other) = (Gateway::start().await, Gateway::start().await);
     let client = gateway.client(|config| {
         config.tls = ClientTls::new(vec![other.certificate.clone()], None).unwrap();
@@ -96,7 +87,7 @@ async fn w9_nothing_is_said_to_a_gateway_with_a_foreign_certificate() {
         assert!(gateway.accept().await.is_err(), "a handshake with an unknown gateway went through");
     }
     client.stopped().await;
-    assert!(log.text().contains("gateway_tls_cert"), "{}", log.text());
+    assert!(logged().contains("gateway_tls_cert"), "{}", logged());
 }
 
 #[tokio::test]
@@ -233,31 +224,33 @@ impl Running {
     }
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
+/// What this test has logged: one subscriber for the process, and a page for each test's thread.
+fn logged() -> String {
+    PAGE.with_borrow(|page| String::from_utf8_lossy(page).into_owned())
 }
 
-impl io::Write for Log {
+/// Keeps a log from here on.
+fn keep_log() {
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::TRACE).with_writer(|| Page);
+    // The first test of the process does it for all.
+    let _ = subscriber.try_init();
+    PAGE.take();
+}
+
+thread_local! {
+    static PAGE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Page;
+
+impl io::Write for Page {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        let _ = PAGE.try_with(|page| page.borrow_mut().extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
     }
 }
