@@ -60,6 +60,13 @@ pub enum Event<H> {
         /// Why.
         code: ResetCode,
     },
+    /// Too much is held for readers in all, and this stream held much: it has been reset, which was said before if it
+    /// was not over, and its owner drops what the reader has not read. The reader sees an error then, also where
+    /// [`Fin`](Self::Fin) came, never a clean end. [`Closed`](Self::Closed) follows.
+    Discarded {
+        /// The stream.
+        id: StreamId,
+    },
     /// The stream is over, both ways, and nothing is held for its reader. Its number will not be seen again.
     Closed {
         /// The stream.

@@ -196,7 +196,7 @@ impl Protocol for Gateway {
     }
 
     fn last_open(&mut self) -> u32 {
-        self.sent
+        self.next.map_or(u32::MAX, |next| next.get() - 1)
     }
 
     fn reset_unanswered(mux: &mut Mux<Self>, _now: Instant, id: StreamId) -> Result<(), PeerError> {
@@ -263,3 +263,31 @@ impl Gateway {
 }
 
 const _: () = assert!(RULES_SLICE <= MAX_RULES_CHUNK);
+
+#[cfg(test)]
+mod tests {
+    use anyproxy_frame::{ClientHello, HostRef};
+
+    use super::*;
+    use crate::Config;
+
+    #[test]
+    fn m4_numbers_that_run_out_ask_for_another_tunnel_and_nothing_hangs() {
+        let now = Instant::now();
+        let mut gateway = Mux::<Gateway>::new(Config::default(), now);
+        gateway.handle_frame(now, ToGateway::Hello(Box::new(ClientHello::new("c", 1)))).unwrap();
+        gateway.hello(GatewayHello::new(1)).unwrap();
+        gateway.side.next = StreamId::new(u32::MAX);
+        let open = || Open::tcp(HostRef::Name("t".into()), 80);
+        let last = gateway.open(now, open()).unwrap();
+        assert_eq!(last.get(), u32::MAX);
+        assert_eq!(gateway.open(now, open()), Err(OpenError::Exhausted));
+        let sent: Vec<_> = std::iter::from_fn(|| gateway.poll_transmit(now)).collect();
+        assert!(sent.iter().any(|frame| {
+            matches!(frame, ToClient::GoAway(go_away) if go_away.code == GoAwayCode::Exhausted)
+        }));
+        gateway.handle_frame(now, ToGateway::OpenOk(last, OpenOk::default())).unwrap();
+        assert_eq!(gateway.streams(), 1, "the last stream lives on");
+        assert_eq!(gateway.open(now, open()), Err(OpenError::GoingAway));
+    }
+}

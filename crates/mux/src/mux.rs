@@ -1,12 +1,14 @@
+mod credit;
+mod receive;
+mod send;
+
 use std::{
     collections::VecDeque,
     mem,
     time::{Duration, Instant},
 };
 
-use anyproxy_frame::{
-    Frame, GoAway, GoAwayCode, MAX_PAYLOAD, MAX_WINDOW, MIN_WINDOW, ResetCode, StreamFrame, StreamId,
-};
+use anyproxy_frame::{Frame, GoAway, GoAwayCode, MAX_PAYLOAD, ResetCode, StreamFrame, StreamId};
 use bytes::Bytes;
 
 use crate::{
@@ -15,7 +17,7 @@ use crate::{
     control::Control,
     liveness::Liveness,
     schedule::{KEPT, Place, Schedule},
-    stream::{Half, Stream, Streams, Unsent},
+    stream::{Half, Streams, Unsent},
 };
 
 /// One end of a tunnel, as a state machine: frames, commands and the time go in, frames and events come out.
@@ -68,6 +70,8 @@ pub struct Mux<S: Side> {
     unsent_datagrams: u64,
     dropped_datagrams: u64,
     held: u64,
+    /// Beyond how many held bytes streams that hold much are looked for.
+    relieve_above: u64,
     /// By how much windows exceed the start window, in all.
     grown: u64,
     pressure: bool,
@@ -127,6 +131,7 @@ impl<S: Side> Mux<S> {
             unsent_datagrams: 0,
             dropped_datagrams: 0,
             held: 0,
+            relieve_above: config.held_limit,
             grown: 0,
             pressure: false,
             start: now,
@@ -216,7 +221,8 @@ impl<S: Side> Mux<S> {
     pub fn grow_window(&mut self, id: StreamId, to: u32) {
         let limit = self.config.max_window;
         if let Some(stream) = self.streams.get_mut(id).filter(|stream| !stream.unanswered) {
-            self.grown += grow(stream, to.min(limit), self.config.window, self.config.growth - self.grown);
+            self.grown +=
+                credit::grow(stream, to.min(limit), self.config.window, self.config.growth - self.grown);
             self.check_credit(id);
         }
     }
@@ -407,156 +413,12 @@ impl<S: Side> Mux<S> {
         self.is_going_away() && idle && (self.failed || self.streams.len() == 0 && self.side.is_idle())
     }
 
-    // --- what both sides do with a frame ---
+    // --- streams ---
 
     pub(crate) fn say_hello(&mut self, hello: S::Out) {
         self.hello = Some(hello);
         self.said_hello = true;
     }
-
-    pub(crate) fn handle_hello(&mut self, window: u32, hello: Box<S::PeerHello>) -> Result<(), PeerError> {
-        if self.peer_window.replace(window).is_some() {
-            return Err(PeerError::HelloRepeated);
-        }
-        self.events.push_back(Event::PeerHello(hello));
-        Ok(())
-    }
-
-    /// The start window that the peer's hello announced.
-    pub(crate) fn peer_window(&self) -> Result<u32, PeerError> {
-        self.peer_window.ok_or(PeerError::HelloMissing)
-    }
-
-    pub(crate) fn handle_ping(&mut self, now: Instant, number: u64) -> Result<(), PeerError> {
-        if !self.faults.pings.take(now) {
-            return Err(PeerError::Pings);
-        }
-        self.liveness.handle_ping(number);
-        Ok(())
-    }
-
-    pub(crate) fn handle_pong(&mut self, now: Instant, number: u64) -> Result<(), PeerError> {
-        match self.liveness.handle_pong(now, number) {
-            Some(rtt) => self.events.push_back(Event::Rtt(rtt)),
-            None => self.ignore(now)?,
-        }
-        Ok(())
-    }
-
-    /// Counts a frame that means nothing.
-    pub(crate) fn ignore(&mut self, now: Instant) -> Result<(), PeerError> {
-        if self.faults.ignored.take(now) { Ok(()) } else { Err(PeerError::Ignored) }
-    }
-
-    pub(crate) fn handle_stream(
-        &mut self,
-        now: Instant,
-        id: StreamId,
-        frame: StreamFrame,
-    ) -> Result<(), PeerError> {
-        self.peer_window()?;
-        if !self.side.was_opened(id) {
-            return Err(PeerError::UnknownStream(id));
-        }
-        // A stream that is over may still be on the peer's mind. Its credit went with it, so there is nothing to give
-        // back, and nothing to remember it by.
-        let Some(stream) = self.streams.get_mut(id).filter(|stream| !stream.is_over()) else {
-            return Ok(());
-        };
-        match frame {
-            StreamFrame::Reset(_) if stream.unanswered => S::reset_unanswered(self, now, id),
-            _ if stream.unanswered => Err(PeerError::Unanswered(id)),
-            StreamFrame::Data(data) => self.handle_data(id, data),
-            StreamFrame::Datagram(data) => self.handle_datagram(id, data),
-            StreamFrame::Window(increment) => self.handle_window(id, increment),
-            StreamFrame::Fin if stream.receiving == Half::Over => self.ignore(now),
-            StreamFrame::Fin => {
-                stream.receiving = Half::Over;
-                self.events.push_back(Event::Fin { id });
-                self.close_if_over(id);
-                Ok(())
-            }
-            StreamFrame::Reset(code) => {
-                self.events.push_back(Event::Reset { id, code });
-                self.end(id);
-                self.close_if_over(id);
-                Ok(())
-            }
-        }
-    }
-
-    fn handle_data(&mut self, id: StreamId, data: Bytes) -> Result<(), PeerError> {
-        let Some(stream) = self.streams.get_mut(id) else { return Ok(()) };
-        if stream.is_datagrams() {
-            return Err(PeerError::WrongNetwork(id));
-        }
-        if stream.receiving == Half::Over {
-            return self.fault(id);
-        }
-        if data.is_empty() {
-            self.faults.empty_data += 1;
-            let limit = self.config.max_empty_data;
-            return if self.faults.empty_data > limit { Err(PeerError::EmptyData(limit)) } else { Ok(()) };
-        }
-        let Some(granted) = u32::try_from(data.len()).ok().and_then(|len| stream.granted.checked_sub(len))
-        else {
-            return Err(PeerError::WindowExceeded { stream: id, credit: stream.granted, len: data.len() });
-        };
-        stream.granted = granted;
-        stream.held += data.len() as u32;
-        self.held += data.len() as u64;
-        self.events.push_back(Event::Data { id, data });
-        if self.held > self.config.held_limit {
-            self.relieve();
-        }
-        Ok(())
-    }
-
-    fn handle_datagram(&mut self, id: StreamId, data: Bytes) -> Result<(), PeerError> {
-        let Some(stream) = self.streams.get_mut(id) else { return Ok(()) };
-        if !stream.is_datagrams() {
-            return Err(PeerError::WrongNetwork(id));
-        }
-        if stream.receiving == Half::Over {
-            return self.fault(id);
-        }
-        self.events.push_back(Event::Datagram { id, data });
-        Ok(())
-    }
-
-    fn handle_window(&mut self, id: StreamId, increment: u32) -> Result<(), PeerError> {
-        let Some(stream) = self.streams.get_mut(id) else { return Ok(()) };
-        if stream.is_datagrams() {
-            return Err(PeerError::WrongNetwork(id));
-        }
-        if increment == 0 {
-            return Err(PeerError::WindowZero(id));
-        }
-        if !stream.add_credit(increment) {
-            return Err(PeerError::WindowOverflow(id));
-        }
-        // A stream that waited for credit is a busy one, and does not come before the others.
-        self.schedule(id, Place::Busy);
-        Ok(())
-    }
-
-    /// The peer broke a rule of streams: this one ends, and the tunnel when it happens too often.
-    fn fault(&mut self, id: StreamId) -> Result<(), PeerError> {
-        self.faults.caused_resets += 1;
-        let limit = self.config.max_caused_resets;
-        if self.faults.caused_resets > limit {
-            return Err(PeerError::CausedResets(limit));
-        }
-        self.abort(id, ResetCode::Protocol);
-        Ok(())
-    }
-
-    fn check_backlog(&self) -> Result<(), PeerError> {
-        let limit = self.config.control_bytes;
-        if self.control.bytes() > limit { Err(PeerError::ControlBacklog(limit)) } else { Ok(()) }
-    }
-
-    // --- streams ---
 
     /// The peer answered an open, or we did: bytes may flow.
     pub(crate) fn answered(&mut self, id: StreamId, credit: u32) {
@@ -608,182 +470,7 @@ impl<S: Side> Mux<S> {
         }
     }
 
-    /// Too much is held for readers, although windows have shrunk: the streams that hold most end, until an eighth
-    /// of the limit is free again. Only what was granted before can lead here.
-    fn relieve(&mut self) {
-        let mut holders: Vec<_> = self
-            .streams
-            .iter()
-            .filter(|(_, stream)| stream.held > MIN_WINDOW && !stream.is_over())
-            .map(|(id, stream)| (stream.held, id))
-            .collect();
-        holders.sort_unstable_by(|a, b| b.cmp(a));
-        let mut surplus = self.held.saturating_sub(self.config.held_limit / 8 * 7);
-        for (held, id) in holders {
-            if surplus == 0 {
-                break;
-            }
-            surplus = surplus.saturating_sub(held.into());
-            self.abort(id, ResetCode::Limit);
-        }
-    }
-
-    // --- credit ---
-
-    /// The credit a new stream, which is in the table already, starts with: less when there is a crowd, or much is
-    /// held.
-    pub(crate) fn start_window(&self) -> u32 {
-        let share = self.config.held_limit / (self.streams.len() as u64).max(1);
-        let share = u32::try_from(share).unwrap_or(u32::MAX);
-        self.shrunk(self.config.window.min(share).max(MIN_WINDOW))
-    }
-
-    /// What is left of a window under pressure: all of it until `held_bytes` are held, [`MIN_WINDOW`] at
-    /// `held_limit`, and in proportion between them.
-    fn shrunk(&self, window: u32) -> u32 {
-        let (soft, hard) = (self.config.held_bytes, self.config.held_limit);
-        if self.pressure || self.held >= hard {
-            return window.min(MIN_WINDOW);
-        }
-        if self.held <= soft {
-            return window;
-        }
-        let left = u64::from(window).saturating_mul(hard - self.held) / (hard - soft);
-        window.min(MIN_WINDOW.max(left as u32))
-    }
-
-    /// Puts a stream in line for credit if it is worth a frame.
-    fn check_credit(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(id) else { return };
-        let (window, waits) =
-            (stream.window, stream.credit_due || stream.unanswered || stream.is_datagrams());
-        if waits {
-            return;
-        }
-        let target = self.shrunk(window);
-        if let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.shortfall(target).is_some()) {
-            stream.credit_due = true;
-            self.credit_due.push_back(id);
-        }
-    }
-
-    fn poll_credit(&mut self) -> Option<S::Out> {
-        while let Some(id) = self.credit_due.pop_front() {
-            if self.credit_due.is_empty() && self.credit_due.capacity() > KEPT {
-                self.credit_due = VecDeque::new();
-            }
-            self.tune_window(id);
-            let Some(window) = self.streams.get_mut(id).map(|stream| stream.window) else { continue };
-            let (target, now) = (self.shrunk(window), self.now);
-            let Some(stream) = self.streams.get_mut(id) else { continue };
-            stream.credit_due = false;
-            if let Some(increment) = stream.shortfall(target) {
-                stream.granted += increment;
-                stream.granted_at = now;
-                return Some(S::Out::stream(id, StreamFrame::Window(increment)));
-            }
-        }
-        None
-    }
-
-    /// Half a window was read. If that took less than two round trips, the window is what holds the stream back, and
-    /// it doubles; below the start window, where a crowd put it, it doubles in any case. Under pressure it halves.
-    fn tune_window(&mut self, id: StreamId) {
-        let (now, least) = (self.now, self.liveness.least());
-        let relaxed = !self.pressure && self.held <= self.config.held_bytes;
-        let Some(stream) = self.streams.get_mut(id) else { return };
-        let (start, window) = (self.config.window, stream.window);
-        if !relaxed {
-            let smaller = (window / 2).max(start.min(window));
-            self.grown -= u64::from(window.saturating_sub(start) - smaller.saturating_sub(start));
-            stream.window = smaller;
-            return;
-        }
-        let took = Duration::from_micros(now.wrapping_sub(stream.granted_at).into());
-        if window < start || least.is_some_and(|rtt| took < 2 * rtt) {
-            let doubled = window.saturating_mul(2).min(self.config.max_window);
-            self.grown += grow(stream, doubled, start, self.config.growth - self.grown);
-        }
-    }
-
     pub(crate) fn tick(&mut self, now: Instant) {
         self.now = now.saturating_duration_since(self.start).as_micros() as u32;
     }
-
-    // --- bytes ---
-
-    /// Puts a stream in line if it can send and does not stand there already.
-    fn schedule(&mut self, id: StreamId, place: Place) {
-        let Some(stream) = self.streams.get_mut(id) else { return };
-        if stream.place == Place::None && stream.is_ready() {
-            stream.place = place;
-            stream.deficit = self.config.quantum as i32;
-            self.schedule.push(id, place);
-        }
-    }
-
-    fn poll_stream(&mut self) -> Option<S::Out> {
-        let quantum = self.config.quantum;
-        loop {
-            let (id, place) = self.schedule.first()?;
-            let alone = self.schedule.is_alone();
-            let Some(stream) = self.streams.get_mut(id) else {
-                self.schedule.pop();
-                continue;
-            };
-            if stream.deficit <= 0 && !alone {
-                stream.deficit += quantum as i32;
-                self.take_turns(id);
-                continue;
-            }
-            let datagrams = stream.is_datagrams();
-            let Some(frame) = stream.pop(if alone { MAX_PAYLOAD } else { quantum as usize }) else {
-                self.run_dry(id, place);
-                continue;
-            };
-            match &frame {
-                StreamFrame::Data(data) | StreamFrame::Datagram(data) => {
-                    let bytes = data.len();
-                    // A whole frame sent alone is not held against the stream once there are others.
-                    stream.deficit = (stream.deficit - bytes as i32).max(-(quantum as i32));
-                    self.unsent -= bytes as u64;
-                    if datagrams {
-                        self.unsent_datagrams -= bytes as u64;
-                    }
-                    self.events.push_back(Event::Sent { id, bytes });
-                }
-                _ => self.close_if_over(id),
-            }
-            return Some(S::Out::stream(id, frame));
-        }
-    }
-
-    /// The first in line has had its quantum and goes behind the busy ones.
-    fn take_turns(&mut self, id: StreamId) {
-        self.schedule.pop();
-        self.schedule.push(id, Place::Busy);
-        if let Some(stream) = self.streams.get_mut(id) {
-            stream.place = Place::Busy;
-        }
-    }
-
-    /// The first in line has nothing to send now. It leaves, but for a fresh one among busy ones, which waits a turn.
-    fn run_dry(&mut self, id: StreamId, place: Place) {
-        if place == Place::Fresh && self.schedule.has_busy() {
-            return self.take_turns(id);
-        }
-        self.schedule.pop();
-        if let Some(stream) = self.streams.get_mut(id) {
-            stream.place = Place::None;
-        }
-    }
-}
-
-/// Raises a window and returns by how much it then exceeds the start window more than before; never above `budget`.
-fn grow(stream: &mut Stream, to: u32, start: u32, budget: u64) -> u64 {
-    let budget = u32::try_from(budget).unwrap_or(MAX_WINDOW);
-    let to = to.min(stream.window.max(start).saturating_add(budget)).max(stream.window);
-    let grown = to.saturating_sub(start) - stream.window.saturating_sub(start);
-    stream.window = to;
-    grown.into()
 }

@@ -244,3 +244,32 @@ impl Hasher for NumberHasher {
         bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i6_idle_stream_is_small() {
+        let entry = size_of::<(StreamId, Stream)>();
+        assert!(entry <= 112, "{entry} bytes");
+    }
+
+    #[test]
+    fn i9_table_of_a_crowd_long_gone_is_small() {
+        let mut streams = Streams::default();
+        let numbers = || (1..=200_000).filter_map(StreamId::new);
+        numbers().for_each(|id| streams.insert(id, Stream::new(false)));
+        numbers().for_each(|id| assert!(streams.remove(id).is_some()));
+        assert!(streams.0.capacity() <= 1024, "room for {}", streams.0.capacity());
+    }
+
+    #[test]
+    fn numbers_chosen_apart_do_not_meet_in_the_table() {
+        let spread = Spread::default();
+        let mut places: Vec<_> = (1..=1024).map(|number: u32| spread.hash_one(number << 20) & 1023).collect();
+        places.sort_unstable();
+        places.dedup();
+        assert!(places.len() > 400, "1,024 numbers in {} places", places.len());
+    }
+}

@@ -366,7 +366,7 @@ fn i6_windows_shrink_as_more_is_held_and_the_largest_holders_go_at_the_limit() {
     let mut client = ClientUnderTest::with(Config { window, held_bytes, held_limit, ..Config::default() });
     // A crowd of silent streams has its credit already. Then all of them are sent to, and nobody reads.
     let streams: Vec<StreamId> = (1..=64).map(|number| client.accept_open(number)).collect();
-    let mut resets = 0;
+    let (mut discarded, mut resets) = (0, 0);
     for stream in streams {
         // Each was given its share of the limit when it came.
         let granted = (held_limit as usize / stream.get() as usize).min(window as usize);
@@ -375,25 +375,41 @@ fn i6_windows_shrink_as_more_is_held_and_the_largest_holders_go_at_the_limit() {
         }
         let limit = held_limit + 64 * 16 * 1024;
         assert!(client.mux.held() <= limit, "{} held", client.mux.held());
-        let events = client.events();
-        resets += events
-            .iter()
-            .filter(|event| matches!(event, Event::Reset { code: ResetCode::Limit, .. }))
-            .count();
-        for event in events {
-            // The owner of a stream that was reset shows what came and lets go.
-            if let Event::Reset { id, .. } = event {
-                client.mux.reset(id, ResetCode::Limit);
-            }
-        }
-        client.transmit();
+        discarded += client.events().iter().filter(|event| matches!(event, Event::Discarded { .. })).count();
+        let is_reset =
+            |frame: &&_| matches!(frame, ToGateway::Stream(_, StreamFrame::Reset(ResetCode::Limit)));
+        resets += client.transmit().iter().filter(is_reset).count();
     }
-    assert!(resets > 0, "the limit was reached");
+    assert!(discarded > 0 && discarded == resets, "{discarded} discarded, {resets} reset");
+    assert_eq!(client.mux.streams(), 64 - discarded);
     client.hear_open(1_000).unwrap();
     client.mux.accept(id(1_000), OpenOk::default());
     let sent = client.transmit();
     let [ToGateway::OpenOk(_, ok)] = &sent[..] else { panic!("{sent:?}") };
     assert!(ok.window.is_some_and(|window| window <= 64 * 1024), "{ok:?}: new streams start small");
+}
+
+#[test]
+fn i6_readers_who_stopped_behind_an_end_are_held_to_the_limit_too() {
+    let held_limit = 1 << 20;
+    let mut client =
+        ClientUnderTest::with(Config { held_bytes: held_limit, held_limit, ..Config::default() });
+    let streams: Vec<StreamId> = (1..=32).map(|number| client.accept_open(number)).collect();
+    let mut discarded = 0;
+    for stream in streams {
+        client.mux.finish(stream);
+        let granted = (held_limit as usize / stream.get() as usize).min(START_WINDOW as usize);
+        for _ in 0..granted / (16 * 1024) {
+            client.stream(stream, StreamFrame::Data(bytes(16 * 1024)));
+        }
+        // Not all of them live to see it.
+        client.hear(ToClient::Stream(stream, StreamFrame::Fin)).unwrap();
+        client.transmit();
+        discarded += client.events().iter().filter(|event| matches!(event, Event::Discarded { .. })).count();
+        assert!(client.mux.held() <= held_limit + 32 * 16 * 1024);
+    }
+    assert!(discarded > 0);
+    assert_eq!(client.mux.streams(), 32 - discarded);
 }
 
 #[test]

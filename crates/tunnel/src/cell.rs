@@ -249,9 +249,12 @@ impl Cell {
 
     /// So many written bytes have left. The waker of a writer that waits, if it should go on.
     pub(crate) fn sent(&self, bytes: u32, low_water: u32) -> Option<Waker> {
-        let before = self.unsent.fetch_sub(bytes, Ordering::AcqRel);
-        let after = before.saturating_sub(bytes);
         let mut state = self.lock();
+        if state.flow.is_some() {
+            // Nobody waits for datagrams to leave, so they are not counted.
+            return None;
+        }
+        let after = self.unsent.fetch_sub(bytes, Ordering::AcqRel).saturating_sub(bytes);
         let go_on = after <= if state.fin_asked { 0 } else { low_water };
         if go_on { state.writer.take() } else { None }
     }
@@ -277,6 +280,15 @@ impl Cell {
         // Nobody will report that these have left.
         state.outbox = Chunks::new();
         [state.reader.take(), state.writer.take()]
+    }
+
+    /// Memory ran short: what was received is dropped, and the reader sees a reset instead of an end.
+    pub(crate) fn discard(&self) -> [Option<Waker>; 2] {
+        let mut state = self.lock();
+        state.inbox = Chunks::new();
+        state.fin_received = false;
+        drop(state);
+        self.reset()
     }
 
     /// The multiplexer knows the stream no more: nobody need ring for it.
