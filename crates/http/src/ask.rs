@@ -12,7 +12,6 @@ use http::uri::Scheme;
 use http::{Method, StatusCode, Version};
 use http_body::Body;
 
-
 use crate::config::Config;
 use crate::fields::RequestBody;
 use crate::refusal::Refusal;
@@ -45,7 +44,11 @@ pub(crate) struct Route {
 
 impl Ask {
     /// Reads a request's head. What is refused here never reaches the stack, nor a target.
-    pub(crate) fn read(parts: &Parts, body: &impl Body<Data = Bytes>, config: &Config) -> Result<Self, Refusal> {
+    pub(crate) fn read(
+        parts: &Parts,
+        body: &impl Body<Data = Bytes>,
+        config: &Config,
+    ) -> Result<Self, Refusal> {
         if uri_length(parts) > config.max_uri {
             let text = "The request target is too long.\n";
             return Err(Refusal::with_status(StatusCode::URI_TOO_LONG, text).closing());
@@ -116,7 +119,8 @@ fn check_host(parts: &Parts) -> Result<(), Refusal> {
         let required = parts.version == Version::HTTP_11;
         return if required { Err(Refusal::bad_request("A Host field is required.\n")) } else { Ok(()) };
     };
-    let valid = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(byte) || !byte.is_ascii();
+    let valid =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(byte) || !byte.is_ascii();
     if hosts.next().is_some() || !host.as_bytes().iter().all(valid) {
         return Err(Refusal::bad_request("One valid Host field is required.\n"));
     }
@@ -240,7 +244,8 @@ fn extended(parts: &Parts, protocol: &str) -> Result<Ask, Refusal> {
 pub(crate) fn complete_websocket(headers: &mut HeaderMap) {
     use std::hash::{BuildHasher as _, RandomState};
     // Not a secret: it only must not repeat (RFC 6455 section 10.3).
-    let nonce = [RandomState::new().hash_one(1), RandomState::new().hash_one(2)].map(u64::to_be_bytes).concat();
+    let nonce =
+        [RandomState::new().hash_one(1), RandomState::new().hash_one(2)].map(u64::to_be_bytes).concat();
     let key = general_purpose::STANDARD.encode(nonce);
     if let Ok(key) = HeaderValue::try_from(key) {
         headers.insert(header::SEC_WEBSOCKET_KEY, key);
@@ -285,7 +290,10 @@ mod tests {
         let plain = || Request::builder().uri("http://t/");
         assert_eq!(read(plain()).unwrap_err(), StatusCode::BAD_REQUEST);
         assert!(read(plain().version(Version::HTTP_10)).is_ok());
-        assert_eq!(read(plain().header("host", "a").header("host", "a")).unwrap_err(), StatusCode::BAD_REQUEST);
+        assert_eq!(
+            read(plain().header("host", "a").header("host", "a")).unwrap_err(),
+            StatusCode::BAD_REQUEST
+        );
         for bad in ["a,b", "a b", "u@h", "h/x", "a\tb"] {
             assert_eq!(read(plain().header("host", bad)).unwrap_err(), StatusCode::BAD_REQUEST, "{bad:?}");
         }
@@ -321,13 +329,17 @@ mod tests {
             let request = get("http://t/").header("transfer-encoding", bad);
             assert_eq!(read(request).unwrap_err(), StatusCode::NOT_IMPLEMENTED, "{bad}");
         }
-        let twice = get("http://t/").header("transfer-encoding", "chunked").header("transfer-encoding", "chunked");
+        let twice =
+            get("http://t/").header("transfer-encoding", "chunked").header("transfer-encoding", "chunked");
         assert_eq!(read(twice).unwrap_err(), StatusCode::NOT_IMPLEMENTED);
     }
 
     #[test]
     fn h17_an_unknown_expectation_fails() {
-        assert_eq!(read(get("http://t/").header("expect", "miracles")).unwrap_err(), StatusCode::EXPECTATION_FAILED);
+        assert_eq!(
+            read(get("http://t/").header("expect", "miracles")).unwrap_err(),
+            StatusCode::EXPECTATION_FAILED
+        );
     }
 
     #[test]
@@ -355,7 +367,8 @@ mod tests {
     }
 
     fn login(values: &[&str]) -> Result<Option<(String, String)>, Refusal> {
-        let fields = values.iter().map(|value| (header::PROXY_AUTHORIZATION, HeaderValue::from_str(value).unwrap()));
+        let fields =
+            values.iter().map(|value| (header::PROXY_AUTHORIZATION, HeaderValue::from_str(value).unwrap()));
         let found = credentials(&fields.collect())?;
         Ok(found.map(|found| (found.username.into(), found.password.expose_secret().into())))
     }
@@ -367,7 +380,15 @@ mod tests {
         assert_eq!(login(&["bAsIc dXNlcjpwYTpzcw"]).unwrap(), Some(("user".into(), "pa:ss".into())));
         assert_eq!(login(&["Basic w7w64oKs"]).unwrap(), Some(("ü".into(), "€".into())));
         // Another scheme, none, no colon, bad base64, no UTF-8 (ff 3a), a line feed in the name.
-        for odd in ["Bearer dXNlcjpw", "dXNlcjpw", "Basic dXNlcg==", "Basic %%%%", "Basic /zo=", "Basic YQpiOmM=", ""] {
+        for odd in [
+            "Bearer dXNlcjpw",
+            "dXNlcjpw",
+            "Basic dXNlcg==",
+            "Basic %%%%",
+            "Basic /zo=",
+            "Basic YQpiOmM=",
+            "",
+        ] {
             assert_eq!(login(&[odd]).unwrap(), None, "{odd:?}");
         }
         assert!(login(&["Basic dXNlcjpw", "Basic dXNlcjpw"]).is_err());

@@ -48,8 +48,15 @@ pub(crate) struct Exchange<S, B> {
 
 enum Upload<B> {
     /// Waits for 100 (Continue).
-    Held { body: B, left: Left, patience: Pin<Box<Sleep>> },
-    Sending { body: B, left: Left },
+    Held {
+        body: B,
+        left: Left,
+        patience: Pin<Box<Sleep>>,
+    },
+    Sending {
+        body: B,
+        left: Left,
+    },
     Sent,
     /// The target takes no more; it may have said why.
     Broken,

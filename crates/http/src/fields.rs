@@ -29,7 +29,9 @@ impl<'a> Nominated<'a> {
         let tokens = tokens.map(<[u8]>::trim_ascii);
         // The usual ones name no field, and without them the list is empty and costs nothing.
         let usual = |token: &&[u8]| {
-            token.is_empty() || token.eq_ignore_ascii_case(b"keep-alive") || token.eq_ignore_ascii_case(b"close")
+            token.is_empty()
+                || token.eq_ignore_ascii_case(b"keep-alive")
+                || token.eq_ignore_ascii_case(b"close")
         };
         Self(tokens.filter(|token| !usual(token)).collect())
     }
@@ -197,7 +199,10 @@ mod tests {
     use super::*;
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
-        fields.iter().map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value))).collect()
+        fields
+            .iter()
+            .map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)))
+            .collect()
     }
 
     fn encoded(fields: &[(&'static str, &'static str)]) -> String {

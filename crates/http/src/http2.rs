@@ -118,7 +118,8 @@ async fn exchange<S, St>(
     let length = content_length(&parts.headers).ok().flatten();
     // A tunnel's bytes are no body.
     let (body, tunnelled) = if is_connect { (None, Some(body)) } else { (Some(body), None) };
-    let request = Request::from_parts(parts, body.map_or_else(UserBody::empty, |body| UserBody::http2(body, length)));
+    let request =
+        Request::from_parts(parts, body.map_or_else(UserBody::empty, |body| UserBody::http2(body, length)));
     let response = tokio::select! {
         response = service.oneshot(request) => match response {
             Ok(response) => response,
@@ -166,7 +167,9 @@ async fn send_body(mut send: SendStream<Bytes>, mut body: AnswerBody) {
                         sent.map_err(BoxError::from)
                     }
                 },
-                Err(frame) => send.send_trailers(frame.into_trailers().unwrap_or_default()).map_err(BoxError::from),
+                Err(frame) => {
+                    send.send_trailers(frame.into_trailers().unwrap_or_default()).map_err(BoxError::from)
+                }
             },
         };
         if sent.is_err() {
@@ -187,7 +190,11 @@ async fn send_data(send: &mut SendStream<Bytes>, mut data: Bytes, last: bool) ->
 
 /// Room to send, at least a byte; never asked for without something to send, since what is reserved is taken from
 /// the whole connection's window.
-fn poll_room(send: &mut SendStream<Bytes>, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, h2::Error>> {
+fn poll_room(
+    send: &mut SendStream<Bytes>,
+    wanted: usize,
+    cx: &mut Context<'_>,
+) -> Poll<Result<usize, h2::Error>> {
     send.reserve_capacity(wanted.min(SEND_PIECE));
     loop {
         match send.capacity() {

@@ -47,18 +47,18 @@
 //!
 //! [`Config`] has them all, with what happens beyond them.
 
-mod config;
-mod proxy;
-mod requests;
 mod ask;
+mod body;
+mod config;
 mod exchange;
 mod fields;
-mod wire;
-mod refusal;
-mod reuse;
-mod body;
-mod session;
 mod http2;
+mod proxy;
+mod refusal;
+mod requests;
+mod reuse;
+mod session;
+mod wire;
 
 pub use body::UserBody;
 pub use config::{Config, ProxyName, Realm};

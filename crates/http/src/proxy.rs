@@ -157,7 +157,12 @@ where
     /// # Cancel safety
     ///
     /// Dropping the future ends the connection and whatever was under way on it.
-    pub async fn serve_connection<U: Connection>(&self, user: U, source: SocketAddr, stop: &CancellationToken) {
+    pub async fn serve_connection<U: Connection>(
+        &self,
+        user: U,
+        source: SocketAddr,
+        stop: &CancellationToken,
+    ) {
         // Boxed, so that a relay that lasts for hours does not keep the room of an HTTP machine.
         let served = Box::pin(self.speak_http1(user, source, stop)).await;
         let Some((user, early, stream)) = served else { return };
@@ -245,7 +250,8 @@ where
         Response = Response<AnswerBody>,
         Error = BoxError,
         Future: Send + 'static,
-    > + Clone
+    >
+    + Clone
     + Send
     + 'static
     + use<M, L> {

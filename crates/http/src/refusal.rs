@@ -64,7 +64,8 @@ impl Refusal {
 
     /// A panic in a handler.
     pub(crate) const fn panicked() -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("proxy_internal_error"), "Internal error.\n").closing()
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, Some("proxy_internal_error"), "Internal error.\n")
+            .closing()
     }
 
     /// The one function from what became of a login or a dial to what HTTP calls it.
@@ -78,7 +79,8 @@ impl Refusal {
         }
         if let Some(limit) = find::<http_body_util::LengthLimitError>(error) {
             debug!(%limit, "refused");
-            refusal = Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("http_request_denied"), "Too large.\n").closing();
+            refusal = Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("http_request_denied"), "Too large.\n")
+                .closing();
         }
         refusal
     }
@@ -145,16 +147,20 @@ impl From<Outcome> for Refusal {
         use StatusCode as S;
         let (status, error, text) = match outcome {
             Outcome::LoginRequired => (S::PROXY_AUTHENTICATION_REQUIRED, None, "Log in to use this proxy.\n"),
-            Outcome::LockedOut { .. } => {
-                (S::TOO_MANY_REQUESTS, Some("http_request_denied"), "Too many wrong logins. Try again later.\n")
-            }
+            Outcome::LockedOut { .. } => (
+                S::TOO_MANY_REQUESTS,
+                Some("http_request_denied"),
+                "Too many wrong logins. Try again later.\n",
+            ),
             Outcome::Denied => (S::FORBIDDEN, Some("http_request_denied"), "Not allowed by a rule.\n"),
             Outcome::Limited { .. } => {
                 (S::TOO_MANY_REQUESTS, Some("http_request_denied"), "Over a limit. Try again later.\n")
             }
-            Outcome::Overloaded { .. } => {
-                (S::SERVICE_UNAVAILABLE, Some("connection_limit_reached"), "No capacity left. Try again later.\n")
-            }
+            Outcome::Overloaded { .. } => (
+                S::SERVICE_UNAVAILABLE,
+                Some("connection_limit_reached"),
+                "No capacity left. Try again later.\n",
+            ),
             Outcome::NoClient => {
                 (S::SERVICE_UNAVAILABLE, Some("destination_unavailable"), "No client is connected.\n")
             }
@@ -169,7 +175,9 @@ impl From<Outcome> for Refusal {
                 (S::BAD_GATEWAY, Some("connection_refused"), "The target refused the connection.\n")
             }
             Outcome::TunnelLost => (S::BAD_GATEWAY, Some("connection_terminated"), "The tunnel was lost.\n"),
-            Outcome::TimedOut => (S::GATEWAY_TIMEOUT, Some("connection_timeout"), "The dial took too long.\n"),
+            Outcome::TimedOut => {
+                (S::GATEWAY_TIMEOUT, Some("connection_timeout"), "The dial took too long.\n")
+            }
             Outcome::UnsupportedCommand => {
                 (S::METHOD_NOT_ALLOWED, Some("http_request_denied"), "This is not served.\n")
             }
@@ -269,9 +277,11 @@ impl From<Fault> for Refusal {
             Fault::Malformed(_) => {
                 (StatusCode::BAD_GATEWAY, "http_protocol_error", "The target does not speak HTTP/1.1.\n")
             }
-            Fault::Silent => {
-                (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "The target did not respond in time.\n")
-            }
+            Fault::Silent => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "http_response_timeout",
+                "The target did not respond in time.\n",
+            ),
         };
         debug!(error = %fault, cause = ?fault.source().map(ToString::to_string), "no response");
         Self::new(status, Some(error), text)
@@ -313,7 +323,8 @@ impl std::fmt::Display for Item<'_> {
 }
 
 const fn in_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-'..=b'/' | b':' | b'^'..=b'`' | b'|' | b'~')
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-'..=b'/' | b':' | b'^'..=b'`' | b'|' | b'~')
 }
 
 /// Writes a `Proxy-Status` that names `data` as its next hop, and reads it back as RFC 8941 says.
@@ -323,7 +334,8 @@ const fn in_token(byte: u8) -> bool {
 /// Where it does not come back.
 pub(crate) fn check_proxy_status(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let expected: String = text.chars().map(|symbol| if (' '..='~').contains(&symbol) { symbol } else { '?' }).collect();
+    let expected: String =
+        text.chars().map(|symbol| if (' '..='~').contains(&symbol) { symbol } else { '?' }).collect();
     let field = proxy_status(&ProxyName::default(), "dns_error", Some(&text));
     assert!(HeaderValue::try_from(&field).is_ok(), "a header can hold it");
     let (_, item) = field.split_once("; next-hop=").unwrap_or_default();
@@ -382,7 +394,11 @@ mod tests {
             assert_eq!(response.status().as_u16(), status, "{outcome:?}");
             assert_eq!(response.headers()[PROXY_STATUS], format!("gate; error={error}"), "{outcome:?}");
             let waits = response.headers().get(header::RETRY_AFTER);
-            assert_eq!(waits.map(HeaderValue::as_bytes), outcome.retry_after().map(|_| &b"2"[..]), "{outcome:?}");
+            assert_eq!(
+                waits.map(HeaderValue::as_bytes),
+                outcome.retry_after().map(|_| &b"2"[..]),
+                "{outcome:?}"
+            );
         }
     }
 
@@ -404,7 +420,10 @@ mod tests {
     #[test]
     fn the_next_hop_is_a_structured_item() {
         let name = ProxyName::new("gate").unwrap();
-        assert_eq!(proxy_status(&name, "e", Some("printer.lan:631")), "gate; error=e; next-hop=printer.lan:631");
+        assert_eq!(
+            proxy_status(&name, "e", Some("printer.lan:631")),
+            "gate; error=e; next-hop=printer.lan:631"
+        );
         assert_eq!(proxy_status(&name, "e", Some("[::1]:80")), "gate; error=e; next-hop=\"[::1]:80\"");
         for data in [&b""[..], b"a", b"*", b"9", b"\"\\", "ü\r\n".as_bytes(), b"a,b;c=d", b"\xff"] {
             check_proxy_status(data);

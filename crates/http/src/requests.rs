@@ -61,7 +61,12 @@ impl<M> fmt::Debug for Requests<M> {
 }
 
 impl<M> Requests<M> {
-    pub(crate) const fn new(stack: M, config: Arc<Config>, source: SocketAddr, session: Arc<Session>) -> Self {
+    pub(crate) const fn new(
+        stack: M,
+        config: Arc<Config>,
+        source: SocketAddr,
+        session: Arc<Session>,
+    ) -> Self {
         Self { stack, config, source, session }
     }
 }

@@ -91,12 +91,14 @@ impl ResponseHead {
         for field in response.headers.iter() {
             let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Head)?;
             let start = field.value.as_ptr().addr().wrapping_sub(src.as_ptr().addr());
-            let value =
-                if field.value.is_empty() { Bytes::new() } else { bytes.slice(start..start + field.value.len()) };
+            let value = if field.value.is_empty() {
+                Bytes::new()
+            } else {
+                bytes.slice(start..start + field.value.len())
+            };
             headers.append(name, HeaderValue::from_maybe_shared(value).map_err(|_| Malformed::Head)?);
         }
-        let status =
-            StatusCode::from_u16(response.code.unwrap_or_default()).map_err(|_| Malformed::Head)?;
+        let status = StatusCode::from_u16(response.code.unwrap_or_default()).map_err(|_| Malformed::Head)?;
         let reason = response.reason.filter(|reason| Some(*reason) != status.canonical_reason());
         let reason = reason.map(|reason| Bytes::copy_from_slice(reason.as_bytes()));
         Ok(Some((Self { status, http_11: response.version == Some(1), reason, headers }, length)))
@@ -175,7 +177,8 @@ pub(crate) fn is_chunked(headers: &HeaderMap) -> bool {
 
 /// Whether a comma-separated list field holds `token`, in any case.
 pub(crate) fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let mut tokens = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let mut tokens =
+        headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     tokens.any(|found| found.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
@@ -305,7 +308,9 @@ impl ChunkDecoder {
             (DataCr, b'\r') => DataLf,
             (DataLf, b'\n') => Size,
             (Trailer, b'\r') => EndLf,
-            (Trailer | TrailerLine, byte) if !matches!(byte, b'\r' | b'\n' | 0) => self.keep(byte, TrailerLine)?,
+            (Trailer | TrailerLine, byte) if !matches!(byte, b'\r' | b'\n' | 0) => {
+                self.keep(byte, TrailerLine)?
+            }
             (TrailerLine, b'\r') => self.keep(byte, TrailerLf)?,
             (TrailerLf, b'\n') => self.keep(byte, Trailer)?,
             (EndLf, b'\n') => EndLf,
@@ -359,7 +364,11 @@ pub(crate) fn check_split(data: &[u8]) {
     let split = usize::from(split).min(wire.len());
     let whole = ResponseHead::decode(wire);
     if let Ok(Some((head, length))) = &whole {
-        assert_eq!(Some(*length), head_end(wire, 0).filter(|end| end == length), "a head ends at its empty line");
+        assert_eq!(
+            Some(*length),
+            head_end(wire, 0).filter(|end| end == length),
+            "a head ends at its empty line"
+        );
         assert!((0..*length).all(|cut| matches!(ResponseHead::decode(&wire[..cut]), Ok(None))));
         let _ = head.framing(&Method::GET);
     }
@@ -478,7 +487,17 @@ mod tests {
 
     #[test]
     fn h8_odd_chunk_sizes_are_refused() {
-        for bad in ["+5\r\n", "0x5\r\n", " 5\r\n", "\r\n", "00000000000000005\r\n", "5\n", "5;a\nb\r\n", "5;a\rb\r\n", "5 5\r\n"] {
+        for bad in [
+            "+5\r\n",
+            "0x5\r\n",
+            " 5\r\n",
+            "\r\n",
+            "00000000000000005\r\n",
+            "5\n",
+            "5;a\nb\r\n",
+            "5;a\rb\r\n",
+            "5 5\r\n",
+        ] {
             let (_, end) = read_chunks(&[format!("{bad}hello\r\n0\r\n\r\n").as_bytes()]);
             assert_eq!(end, Err(Malformed::Chunk), "{bad:?}");
         }

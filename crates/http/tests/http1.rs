@@ -15,7 +15,8 @@ const GET: &str = "GET http://t.lan/x HTTP/1.1\r\nHost: t.lan\r\n\r\n";
 async fn a_request_reaches_its_target_in_our_framing() {
     let stage = Stage::open();
     let mut user = stage.user();
-    user.say("GET http://T.lan/x?y HTTP/1.1\r\nHost: other\r\nAccept: */*\r\nConnection: keep-alive\r\n\r\n").await;
+    user.say("GET http://T.lan/x?y HTTP/1.1\r\nHost: other\r\nAccept: */*\r\nConnection: keep-alive\r\n\r\n")
+        .await;
     let mut target = stage.target().await;
     assert_eq!(target.name, "t.lan:80");
     let head = target.head().await;
@@ -113,13 +114,21 @@ async fn h4_connect_in_http_1_0_is_served_with_and_without_host() {
 
 #[tokio::test]
 async fn h5_a_length_beside_a_coding_is_dropped_and_nothing_follows() {
-    for fields in ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"] {
+    for fields in
+        ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"]
+    {
         let stage = Stage::open();
         let mut user = stage.user();
-        user.say(&format!("POST http://t/ HTTP/1.1\r\nHost: t\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n{GET}")).await;
+        user.say(&format!(
+            "POST http://t/ HTTP/1.1\r\nHost: t\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n{GET}"
+        ))
+        .await;
         let mut target = stage.target().await;
         let head = target.head().await;
-        assert!(head.contains("transfer-encoding: chunked\r\n") && !head.contains("content-length"), "{head}");
+        assert!(
+            head.contains("transfer-encoding: chunked\r\n") && !head.contains("content-length"),
+            "{head}"
+        );
         assert_eq!(target.take(15).await, "5\r\nhello\r\n0\r\n\r\n");
         target.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
         assert_eq!(user.rest().await.matches("HTTP/1.1").count(), 1);
@@ -141,7 +150,10 @@ async fn h8_h9_bad_chunks_break_the_request_off() {
     ] {
         let stage = Stage::open();
         let mut user = stage.user();
-        user.say(&format!("POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n{bad}{GET}")).await;
+        user.say(&format!(
+            "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n{bad}{GET}"
+        ))
+        .await;
         let mut target = stage.target().await;
         target.head().await;
         let sent = target.rest().await;
@@ -154,7 +166,8 @@ async fn h8_h9_bad_chunks_break_the_request_off() {
 
 #[tokio::test]
 async fn h8_padding_is_capped_in_every_form() {
-    for padding in [";x".repeat(512 * 1024), " ".repeat(1024 * 1024), format!("{}5", "0".repeat(1024 * 1024))] {
+    for padding in [";x".repeat(512 * 1024), " ".repeat(1024 * 1024), format!("{}5", "0".repeat(1024 * 1024))]
+    {
         let stage = Stage::open();
         let mut user = stage.user();
         let first = if padding.starts_with('0') { "" } else { "5" };
@@ -170,11 +183,15 @@ async fn h8_padding_is_capped_in_every_form() {
 async fn h9_trailers_travel_without_the_forbidden_ones() {
     let stage = Stage::open();
     let mut user = stage.user();
-    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
     user.say("2\r\nok\r\n0\r\nContent-Length: 9\r\nHost: h\r\nAuthorization: a\r\nX-Sum: 1\r\n\r\n").await;
     let mut target = stage.target().await;
     target.head().await;
-    assert_eq!(target.take(24).await, "2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n\r\n".get(..24).unwrap_or("2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n"));
+    assert_eq!(
+        target.take(24).await,
+        "2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n\r\n".get(..24).unwrap_or("2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n")
+    );
 }
 
 #[tokio::test]
@@ -226,7 +243,9 @@ async fn h15_early_bytes_arrive_once_and_behind_a_bare_200() {
     user.say("CONNECT t:443 HTTP/1.1\r\nHost: t:443\r\n\r\nearly").await;
     let mut target = stage.target().await;
     let head = user.head().await.to_ascii_lowercase();
-    assert!(head.starts_with("http/1.1 200 ") && !head.contains("content-length") && !head.contains("transfer"));
+    assert!(
+        head.starts_with("http/1.1 200 ") && !head.contains("content-length") && !head.contains("transfer")
+    );
     user.say(" late").await;
     assert_eq!(target.take(10).await, "early late");
     target.say("answer").await;
@@ -249,7 +268,9 @@ async fn h16_an_upgrade_hands_the_bytes_over_and_a_refused_one_does_not() {
     let mut target = stage.target().await;
     let head = target.head().await;
     assert!(head.contains("upgrade: websocket\r\nconnection: upgrade\r\n"), "{head}");
-    target.say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst").await;
+    target
+        .say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nfirst")
+        .await;
     let head = user.head().await;
     assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("upgrade: websocket\r\n"), "{head}");
     assert_eq!(user.take(5).await, "first");
@@ -298,7 +319,8 @@ async fn h17_the_user_is_told_to_go_on_when_the_target_says_so() {
 async fn h17_a_target_that_knows_no_100_gets_the_body_after_a_moment() {
     let stage = Stage::open();
     let mut user = stage.user();
-    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello").await;
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello")
+        .await;
     let mut target = stage.target().await;
     target.head().await;
     assert_eq!(target.take(5).await, "hello");
@@ -307,11 +329,20 @@ async fn h17_a_target_that_knows_no_100_gets_the_body_after_a_moment() {
 #[tokio::test]
 async fn h18_hostile_targets_become_502() {
     for (bad, error) in [
-        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(), "http_protocol_error"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".into(), "http_protocol_error"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+            "http_protocol_error",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello".into(),
+            "http_protocol_error",
+        ),
         ("HTTP/1.1 102 Processing\r\n\r\n".repeat(10_000), "http_response_header_section_size"),
         ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".into(), "http_upgrade_failed"),
-        (format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "a".repeat(1 << 20)), "http_response_header_section_size"),
+        (
+            format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "a".repeat(1 << 20)),
+            "http_response_header_section_size",
+        ),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n".into(), "http_response_transfer_coding"),
         ("SSH-2.0-OpenSSH\r\n".into(), "http_protocol_error"),
     ] {
@@ -322,7 +353,10 @@ async fn h18_hostile_targets_become_502() {
         target.head().await;
         let (head, ()) = tokio::join!(user.head(), target.try_say(&bad));
         assert!(head.starts_with("HTTP/1.1 502 "), "{error}: {head}");
-        assert!(head.contains(&format!("proxy-status: gate; error={error}; next-hop=\"t.lan:80\"")), "{error}: {head}");
+        assert!(
+            head.contains(&format!("proxy-status: gate; error={error}; next-hop=\"t.lan:80\"")),
+            "{error}: {head}"
+        );
     }
 }
 
@@ -524,7 +558,10 @@ async fn p1_p3_only_the_proxy_field_logs_in_and_every_request_does() {
         user.say(&format!("{ask}{fields}\r\n")).await;
         let head = user.head().await;
         assert!(head.starts_with("HTTP/1.1 407 "), "{head}");
-        assert_eq!(head.matches("proxy-authenticate: Basic realm=\"AnyProxy\", charset=\"UTF-8\"\r\n").count(), 1);
+        assert_eq!(
+            head.matches("proxy-authenticate: Basic realm=\"AnyProxy\", charset=\"UTF-8\"\r\n").count(),
+            1
+        );
     }
     assert_eq!(stage.dials(), 0);
     let mut user = stage.user();
@@ -649,7 +686,9 @@ async fn events_reach_the_user_as_they_come() {
     user.say(GET).await;
     let mut target = stage.target().await;
     target.head().await;
-    target.say("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    target
+        .say("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
     user.head().await;
     for event in ["data: 1\n\n", "data: 2\n\n"] {
         target.say(&format!("9\r\n{event}\r\n")).await;
@@ -731,15 +770,17 @@ async fn tower_http_s_layers_fit_as_they_are() {
     use tower_http::limit::RequestBodyLimitLayer;
     use tower_http::trace::TraceLayer;
     let stage = Stage::open();
-    let proxy = HttpProxy::new(stage.stack())
-        .layer(TraceLayer::new_for_http())
-        .layer(RequestBodyLimitLayer::new(4));
+    let proxy =
+        HttpProxy::new(stage.stack()).layer(TraceLayer::new_for_http()).layer(RequestBodyLimitLayer::new(4));
     let mut user = stage.user_of(proxy);
     user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhello").await;
     assert!(user.head().await.starts_with("HTTP/1.1 413 "));
     let proxy = HttpProxy::new(stage.stack()).layer(RequestBodyLimitLayer::new(4));
     let mut user = stage.user_of(proxy);
-    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await;
+    user.say(
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    )
+    .await;
     let mut target = stage.target().await;
     target.head().await;
     assert!(user.head().await.starts_with("HTTP/1.1 413 "));

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use anyproxy_core::{Account, BoxError, BoxGateway, Dial, DialService as _, GatewayStack, Identity, Login, Outcome};
+use anyproxy_core::{
+    Account, BoxError, BoxGateway, Dial, DialService as _, GatewayStack, Identity, Login, Outcome,
+};
 use anyproxy_http::{Config, HttpProxy, ProxyName, RequestService, Requests, ReuseLayer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
 use tokio::sync::mpsc;
@@ -15,37 +17,37 @@ use tower::{Layer, ServiceBuilder};
 /// Room of the pipes between the players.
 const ROOM: usize = 64 * 1024;
 
-pub fn source() -> SocketAddr {
+pub(crate) fn source() -> SocketAddr {
     "192.0.2.1:4000".parse().unwrap()
 }
 
 /// Where a test plays users and targets.
-pub struct Stage {
+pub(crate) struct Stage {
     stack: BoxGateway,
     targets: Mutex<mpsc::UnboundedReceiver<Target>>,
     dials: Arc<AtomicUsize>,
     opened: Arc<AtomicUsize>,
-    pub stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Stage {
     /// Everybody may dial; one stream for each request.
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         Self::new(None, None, false)
     }
 
     /// Everybody may dial, and streams are kept.
-    pub fn keeping() -> Self {
+    pub(crate) fn keeping() -> Self {
         Self::new(None, None, true)
     }
 
     /// No dial comes through.
-    pub fn refusing(outcome: Outcome) -> Self {
+    pub(crate) fn refusing(outcome: Outcome) -> Self {
         Self::new(Some(outcome), None, false)
     }
 
     /// One user may dial.
-    pub fn with_login(username: &'static str, password: &'static str) -> Self {
+    pub(crate) fn with_login(username: &'static str, password: &'static str) -> Self {
         Self::new(None, Some((username, password)), false)
     }
 
@@ -97,18 +99,18 @@ impl Stage {
         Self { stack: BoxGateway::new(login), targets: Mutex::new(targets), dials, opened, stop }
     }
 
-    pub fn stack(&self) -> BoxGateway {
+    pub(crate) fn stack(&self) -> BoxGateway {
         self.stack.clone()
     }
 
     /// A new connection to a front that is called `gate`.
-    pub fn user(&self) -> User {
+    pub(crate) fn user(&self) -> User {
         let config = Config { name: ProxyName::new("gate").unwrap(), ..Config::default() };
         self.user_of(HttpProxy::new(self.stack()).with_config(config))
     }
 
     /// A new connection to `proxy`.
-    pub fn user_of<M, L>(&self, proxy: HttpProxy<M, L>) -> User
+    pub(crate) fn user_of<M, L>(&self, proxy: HttpProxy<M, L>) -> User
     where
         M: GatewayStack,
         L: Layer<Requests<M>, Service: RequestService> + Clone + Send + Sync + 'static,
@@ -120,46 +122,46 @@ impl Stage {
     }
 
     /// The next stream a dial has opened.
-    pub async fn target(&self) -> Target {
+    pub(crate) async fn target(&self) -> Target {
         std::future::poll_fn(|cx| self.targets.lock().unwrap().poll_recv(cx)).await.expect("the stage stands")
     }
 
     /// How many dials were judged.
-    pub fn dials(&self) -> usize {
+    pub(crate) fn dials(&self) -> usize {
         self.dials.load(Ordering::Relaxed)
     }
 
     /// How many streams were opened.
-    pub fn opened(&self) -> usize {
+    pub(crate) fn opened(&self) -> usize {
         self.opened.load(Ordering::Relaxed)
     }
 }
 
 /// A user's end of a connection.
-pub struct User {
-    pub io: DuplexStream,
+pub(crate) struct User {
+    pub(crate) io: DuplexStream,
 }
 
 /// A target's end of a stream.
-pub struct Target {
-    pub name: String,
-    pub io: DuplexStream,
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) io: DuplexStream,
 }
 
 macro_rules! plays {
     ($player:ty) => {
         impl $player {
-            pub async fn say(&mut self, text: &str) {
+            pub(crate) async fn say(&mut self, text: &str) {
                 self.io.write_all(text.as_bytes()).await.unwrap();
             }
 
             /// Says as much as is listened to.
-            pub async fn try_say(&mut self, text: &str) {
+            pub(crate) async fn try_say(&mut self, text: &str) {
                 let _ = self.io.write_all(text.as_bytes()).await;
             }
 
             /// Reads a head, its empty line included.
-            pub async fn head(&mut self) -> String {
+            pub(crate) async fn head(&mut self) -> String {
                 let mut head = Vec::new();
                 while !head.ends_with(b"\r\n\r\n") {
                     let Ok(byte) = self.io.read_u8().await else { break };
@@ -168,14 +170,14 @@ macro_rules! plays {
                 String::from_utf8(head).unwrap()
             }
 
-            pub async fn take(&mut self, length: usize) -> String {
+            pub(crate) async fn take(&mut self, length: usize) -> String {
                 let mut bytes = vec![0; length];
                 self.io.read_exact(&mut bytes).await.unwrap();
                 String::from_utf8(bytes).unwrap()
             }
 
             /// Reads until the end.
-            pub async fn rest(&mut self) -> String {
+            pub(crate) async fn rest(&mut self) -> String {
                 let mut bytes = Vec::new();
                 self.io.read_to_end(&mut bytes).await.unwrap();
                 String::from_utf8(bytes).unwrap()
@@ -189,12 +191,12 @@ plays!(Target);
 
 impl User {
     /// Says no more.
-    pub async fn finish(&mut self) {
+    pub(crate) async fn finish(&mut self) {
         self.io.shutdown().await.unwrap();
     }
 
     /// Reads a chunked body.
-    pub async fn chunked(&mut self) -> String {
+    pub(crate) async fn chunked(&mut self) -> String {
         let mut body = String::new();
         loop {
             let mut line = String::new();
