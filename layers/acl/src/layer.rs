@@ -190,7 +190,7 @@ where
 #[cfg(test)]
 mod tests {
     use anyproxy_core::{Front, Outcome, RulesVersion, Target};
-    use tokio_test::{assert_pending, assert_ready_ok};
+    use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
     use tower_test::mock::{self, Mock, Spawn};
 
     use super::*;
@@ -202,7 +202,7 @@ mod tests {
     async fn a_denied_dial_never_reaches_the_inner_service() {
         let (mut acl, mut inner) = spawn(deny("10.0.0.1:22"));
         assert_ready_ok!(acl.poll_ready());
-        let error = acl.call(dial("10.0.0.1:22")).await.unwrap_err();
+        let error = refusal(acl.call(dial("10.0.0.1:22")));
         assert_eq!(error.downcast_ref::<Denied>().map(Denied::target), Some(&target("10.0.0.1:22")));
         assert_eq!(Outcome::of(&*error), Outcome::Denied);
         assert_pending!(inner.poll_request());
@@ -264,7 +264,7 @@ mod tests {
         let (mut acl, mut inner) = mock::spawn_layer::<Dial, &str, _>(layer);
         handle.replace(deny("10.0.0.2:22"));
         assert_ready_ok!(acl.poll_ready());
-        assert!(acl.call(dial("10.0.0.2:22")).await.unwrap_err().is::<Denied>());
+        assert!(refusal(acl.call(dial("10.0.0.2:22"))).is::<Denied>());
         assert_ready_ok!(acl.poll_ready());
         let _answer = acl.call(dial("10.0.0.1:22"));
         assert_eq!(inner.next_request().await.unwrap().0.target, target("10.0.0.1:22"));
@@ -288,8 +288,13 @@ mod tests {
             AclLayer::new(deny("172.16.0.0/12")).layer(inner.layer(mock))
         });
         assert_ready_ok!(acl.poll_ready());
-        assert!(acl.call(dial("db.lan:22")).await.unwrap_err().is::<Denied>());
+        assert!(refusal(acl.call(dial("db.lan:22"))).is::<Denied>());
         assert_pending!(terminal.poll_request());
+    }
+
+    /// The error of an answer that is there at once.
+    fn refusal<T: fmt::Debug>(answer: impl Future<Output = Result<T, BoxError>>) -> BoxError {
+        assert_ready_err!(tokio_test::task::spawn(answer).poll())
     }
 
     fn spawn(policy: Policy) -> (Spawn<Acl<Mock<Dial, &'static str>>>, Handle) {

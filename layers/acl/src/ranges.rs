@@ -72,6 +72,7 @@ mod tests {
             (10, 10, slice(9)),
             (12, 13, slice(4)),
             (40, 49, slice(1)),
+            (99, 99, slice(0)),
         ]);
         let around =
             |address| ranges.around(address).map(|node| (node.first, node.least)).collect::<Vec<_>>();
@@ -79,6 +80,7 @@ mod tests {
         assert_eq!(around(15), [(10, 3), (0, 5)]);
         assert_eq!(around(30), [(0, 5)]);
         assert_eq!(around(49), [(40, 1), (0, 5)]);
+        assert_eq!(around(99), [(99, 0), (0, 5)]);
         assert_eq!(around(100), []);
     }
 }

@@ -59,6 +59,31 @@ fn a1_the_first_rule_that_matches_decides() {
 }
 
 #[test]
+fn a10_of_rules_with_overlapping_ports_the_first_decides() {
+    let rules = ["-db.lan:1", "+db.lan:10-20", "-db.lan:15-30", "+*:22", "-db.lan:22-65535", "+db.lan:40"];
+    let policy = policy(Action::Deny, &rules);
+    for (port, allowed) in [
+        (1, false),
+        (9, false),
+        (10, true),
+        (15, true),
+        (20, true),
+        (21, false),
+        (22, false),
+        (30, false),
+        (40, false),
+        (65535, false),
+    ] {
+        assert_eq!(ask(&policy, &format!("db.lan:{port}")) == Verdict::Allow, allowed, "{port}");
+    }
+    let policy =
+        self::policy(Action::Deny, &["-db.lan:1", "+*:22", "-db.lan:22", "+db.lan:23-24", "-db.lan:24"]);
+    for (port, allowed) in [(1, false), (22, true), (23, true), (24, true), (25, false)] {
+        assert_eq!(ask(&policy, &format!("db.lan:{port}")) == Verdict::Allow, allowed, "{port}");
+    }
+}
+
+#[test]
 fn a_name_depends_on_ranges_only_as_far_as_they_can_decide_otherwise() {
     for (rules, default, by_name, at_ten) in [
         (&["+db.lan", "-10.0.0.0/8"][..], Action::Allow, Verdict::Allow, true),
@@ -117,6 +142,12 @@ fn a6_denied_ipv4_inside_ipv6_is_denied_and_allowed_ipv4_opens_nothing() {
     // A rule on everything is no rule on IPv4.
     let prefix = policy(Action::Deny, &["+64:ff9b::/96", "-*"]);
     assert_eq!(ask(&prefix, "[64:ff9b::10.0.0.1]:80"), Verdict::Allow);
+    // A rule on both is.
+    let both = Rule::deny([Pattern::ANY, pattern("10.0.0.0/8")]);
+    let both =
+        Policy::new([Rules::new("rules", Action::Allow, [Rule::allow([pattern("64:ff9b::/96")]), both])]);
+    assert!(matches!(ask(&both, "[64:ff9b::10.0.0.1]:80"), Verdict::Deny(_)));
+    assert_eq!(ask(&both, "[64:ff9b::192.0.2.1]:80"), Verdict::Allow);
     // What stands first for the address inside counts.
     let hole = policy(Action::Allow, &["+10.0.0.1", "-10.0.0.0/8"]);
     assert_eq!(ask(&hole, "[64:ff9b::10.0.0.1]:80"), Verdict::Allow);
