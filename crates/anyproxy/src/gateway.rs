@@ -3,14 +3,18 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyproxy_acl::AclLayer;
 use anyproxy_auth::HashPool;
+use anyproxy_balance::Balance;
 use anyproxy_core::Dial;
 use anyproxy_front::{Listener, Tls};
 use anyproxy_gateway::{Clients, Gateway, Ports};
 use anyproxy_http::ReuseLayer;
 use anyproxy_metrics::MetricsLayer;
+use anyproxy_queue::{QueueHandle, QueueLayer, WaitForClient, WaitHandle};
+use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +23,9 @@ use crate::admin::{self, Probe};
 use crate::failure::Failure;
 use crate::settings::{self, Protocol, Source};
 use crate::{front, listen, logging, process, runtime, stack};
+
+/// What a dial may take beyond the one client that takes longest.
+const DIAL_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the gateway until a signal ends it.
 pub(crate) fn run(source: &Source) -> Result<ExitCode, Failure> {
@@ -82,16 +89,22 @@ impl Bound {
         if settings.policy.has_ranges() {
             clients.set_rules(settings.policy.version().get(), settings.policy.encode());
         }
-        let routes = settings.routes.clone();
+        let routes = settings.routes;
         clients.set_routes(move |dial: &Dial| stack::route(&routes, &dial.target, &dial.identity));
+        let limits = settings.limits;
+        let (queue, line) = QueueLayer::pair(limits.queue(open_files));
+        let (wait, waiting) = WaitForClient::pair(clients.clone(), limits.wait_for_client);
         let dials = stack::dials(stack::Parts {
             metrics: metrics.clone(),
             acl: AclLayer::new(settings.policy),
+            rate: RateLimitLayer::new(limits.rate),
+            bandwidth: BandwidthLayer::new(limits.bandwidth),
+            wait,
+            queue,
+            // Longer than one client may take: the balancer learns of a silent one before the dial is given up.
+            dial_timeout: settings.open_timeout + DIAL_GRACE,
             reuse: ReuseLayer::new(),
-            limits: settings.limits.clone(),
-            open_files,
-            open_timeout: settings.open_timeout,
-            clients: clients.clone(),
+            balance: Balance::new(limits.balance, clients.clone()),
         });
         let stock = stack::Stock { metrics: metrics.clone(), hashing: hashing.clone(), dials: dials.clone() };
 
@@ -111,7 +124,7 @@ impl Bound {
 
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
-        let probe = Arc::new(Connected { clients, stop: stop.clone() });
+        let probe = Arc::new(Connected { clients, line, waiting, stop: stop.clone() });
         let admin = admin.map(|admin| admin.serve(probe, done.clone()));
         let draining = async {
             stop.cancelled().await;
@@ -133,6 +146,8 @@ impl Bound {
 /// A gateway is ready while it has a client and has not been told to stop.
 struct Connected {
     clients: Clients,
+    line: QueueHandle,
+    waiting: WaitHandle,
     stop: CancellationToken,
 }
 
@@ -143,6 +158,8 @@ impl Probe for Connected {
         metrics::gauge!("anyproxy_clients").set(count(clients.len()));
         metrics::gauge!("anyproxy_tunnels").set(count(tunnels.len()));
         metrics::gauge!("anyproxy_unsent_bytes").set(count(tunnels.iter().map(|tunnel| tunnel.unsent).sum()));
+        metrics::gauge!("anyproxy_queue_length").set(count(self.line.status().waiting));
+        metrics::gauge!("anyproxy_waiting_for_client").set(count(self.waiting.waiting()));
         let round_trips = metrics::histogram!("anyproxy_tunnel_rtt_seconds");
         for rtt in tunnels.iter().filter_map(|tunnel| tunnel.rtt) {
             round_trips.record(rtt);

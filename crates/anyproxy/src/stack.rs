@@ -12,40 +12,46 @@ use anyproxy_core::{Account, BoxDial, BoxGateway, Identity, Login, Target};
 use anyproxy_gateway::{Authenticate, ClientAccount, Clients};
 use anyproxy_http::ReuseLayer;
 use anyproxy_metrics::MetricsLayer;
+use anyproxy_queue::{QueueLayer, WaitForClient};
 use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
 use anyproxy_trace::TraceLayer;
 use tower::{ServiceBuilder, service_fn};
 
-use crate::settings::{Limits, Route};
+use crate::settings::Route;
 
 /// What the dial stack is built of.
 pub(crate) struct Parts {
     pub(crate) metrics: MetricsLayer,
     pub(crate) acl: AclLayer,
+    pub(crate) rate: RateLimitLayer,
+    pub(crate) bandwidth: BandwidthLayer,
+    pub(crate) wait: WaitForClient<Clients>,
+    pub(crate) queue: QueueLayer,
+    pub(crate) dial_timeout: Duration,
     pub(crate) reuse: ReuseLayer,
-    pub(crate) limits: Limits,
-    /// Files this process may have open: the most streams there can be.
-    pub(crate) open_files: usize,
-    pub(crate) open_timeout: Duration,
-    pub(crate) clients: Clients,
+    pub(crate) balance: Balance<Clients>,
 }
 
 /// From a signed dial to a stream, for all fronts together: limits hold for a user wherever they come in.
+#[rustfmt::skip]
 pub(crate) fn dials(parts: Parts) -> BoxDial {
     BoxDial::new(
         ServiceBuilder::new()
-            .layer(TraceLayer::new()) // one access line a dial, refused ones too
-            .layer(parts.metrics) // every dial once, its verdict, its last byte
-            .layer(parts.acl) // who may reach what: cheap refusals first
-            .layer(RateLimitLayer::new(parts.limits.rate)) // once per dial, not per attempt
-            .layer(BandwidthLayer::new(parts.limits.bandwidth)) // bytes: credit comes back more slowly, nothing is buffered
-            .timeout(parts.open_timeout) // the dial itself, other clients tried included
-            .layer(parts.reuse) // a request may follow another on its stream
-            .service(Balance::new(parts.limits.balance, parts.clients)), // the terminal: one stream on one client's tunnel
+            .layer(TraceLayer::new())       // one access line a dial, refused ones too
+            .layer(parts.metrics)           // every dial once, its verdict, its last byte
+            .layer(parts.acl)               // who may reach what: cheap refusals first
+            .layer(parts.rate)              // once per dial, not per attempt
+            .layer(parts.bandwidth)         // bytes: credit comes back more slowly, nothing is buffered
+            .retry(parts.wait)              // a client that reconnects goes unnoticed; waits without a seat
+            .layer(parts.queue)             // bounded, fair, with a deadline; the seat rides in the stream
+            .timeout(parts.dial_timeout)    // the dial itself, other clients tried included
+            .layer(parts.reuse)             // a request may follow another of its connection on one stream
+            .service(parts.balance),        // the terminal: one stream on one client's tunnel
     )
 }
 
-/// From a login to a dial service that signs each dial, for one front: a lock-out there is none elsewhere.
+/// From a login to a dial service that signs each dial, for one front: who is locked out of one is not of another.
+#[rustfmt::skip]
 pub(crate) fn login(accounts: Option<Accounts>, group: Option<&str>, stock: &Stock) -> BoxGateway {
     let logins = ServiceBuilder::new()
         .layer(stock.metrics.clone()) // wrong logins never become dials: counted here

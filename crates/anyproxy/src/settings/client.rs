@@ -1,7 +1,5 @@
 //! The client.
 
-use std::time::Duration;
-
 use anyproxy_acl::Policy;
 use anyproxy_client::{ClientTls, Config, OpenPort, Transport};
 use anyproxy_config as config;
@@ -29,7 +27,7 @@ impl Client {
             config.group.clone_from(group);
         }
         config.replicas = section.replicas.map_or(1, usize::from);
-        config.rules = Self::policy(source, section)?.into();
+        config.rules = Self::policy(source, section)?;
         config.open_ports = Self::open_ports(source, section)?;
         config.connect_timeout = duration(section.connect_timeout, CONNECT_TIMEOUT);
         config.idle_timeout = unless_zero(section.idle_timeout, IDLE_TIMEOUT);
@@ -38,11 +36,6 @@ impl Client {
         config.tunnel = tunnel(section.ping_interval, section.ping_timeout);
         config.check().map_err(|error| Failure::of(&source.name, error))?;
         Ok(Self { config })
-    }
-
-    /// How long the whole client may take to end once it is told to.
-    pub(crate) const fn drain_timeout(&self) -> Duration {
-        self.config.drain_timeout
     }
 
     fn tls(section: &config::Client) -> Result<ClientTls, Failure> {

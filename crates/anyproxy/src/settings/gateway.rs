@@ -178,6 +178,18 @@ impl Limits {
         })
     }
 
+    /// The queue's settings, on a machine that lets this process have so many files open.
+    pub(crate) fn queue(&self, open_files: usize) -> anyproxy_queue::Settings {
+        // A stream takes one descriptor here, its user's; an eighth stays for clients, handshakes and logs.
+        let by_files = open_files - open_files / 8;
+        anyproxy_queue::Settings {
+            max_connections: self.max_connections.unwrap_or(by_files),
+            per_user_connections: self.per_user_connections.unwrap_or(usize::MAX),
+            waiting: self.queue_size,
+            timeout: self.queue_timeout,
+        }
+    }
+
     /// The limits that hold for a dial, in words.
     pub(crate) fn describe(&self) -> Vec<String> {
         let mut lines = Vec::new();

@@ -13,7 +13,7 @@ use anyproxy_config::{ConfigError, File, Place};
 
 pub(crate) use client::Client;
 pub(crate) use front::{Front, Protocol};
-pub(crate) use gateway::{Gateway, Limits};
+pub(crate) use gateway::Gateway;
 pub(crate) use rules::Route;
 
 use crate::failure::Failure;
