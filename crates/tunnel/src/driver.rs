@@ -109,6 +109,10 @@ impl<E: End> Core<E> {
         self.shared.bell.answer(cx, &mut rung);
         // Taken after the bell was answered and served before it: what a stream wants comes after its open.
         let orders = self.desk.take();
+        // Before the commands, so that no open leaves that would have to be given up.
+        if orders.drain || orders.close {
+            mux.go_away(GoAwayCode::Shutdown, if orders.close { "closed" } else { "draining" });
+        }
         for command in orders.commands {
             E::serve(self, mux, now, command);
         }
@@ -117,11 +121,7 @@ impl<E: End> Core<E> {
         }
         self.rung = rung;
         if orders.close {
-            mux.go_away(GoAwayCode::Shutdown, "closed");
             return Err(Over::new(CloseReason::Closed, GoAwayCode::Shutdown, "closed"));
-        }
-        if orders.drain {
-            mux.go_away(GoAwayCode::Shutdown, "draining");
         }
         Ok(())
     }
@@ -173,6 +173,10 @@ impl<E: End> Core<E> {
                 }
                 Event::Reset { id, .. } => {
                     let wakers = self.cells.get(&id).map(|cell| cell.reset());
+                    self.wakers.extend(wakers.into_iter().flatten().flatten());
+                }
+                Event::Discarded { id } => {
+                    let wakers = self.cells.get(&id).map(|cell| cell.discard());
                     self.wakers.extend(wakers.into_iter().flatten().flatten());
                 }
                 Event::Closed { id } => {

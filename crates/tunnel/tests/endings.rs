@@ -1,0 +1,507 @@
+//! How opens and tunnels begin and end.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod support;
+
+use std::io::{self, ErrorKind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyproxy_core::Outcome;
+use anyproxy_tunnel::frame::{ClientHello, GatewayHello, GoAwayCode, OpenErr, OpenErrClass, OpenOk};
+use anyproxy_tunnel::{
+    CloseReason, Config, OpenError, PeerError, Request, TunnelError, WebSocket, accept, connect,
+};
+use bytes::Bytes;
+use support::{Pair, idle_pair, pattern, spawn_echo, tcp, until};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex,
+};
+use tokio::time::Instant;
+
+// === Opens ===
+
+#[tokio::test]
+async fn the_client_s_refusal_reaches_the_one_who_asked() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    for (class, outcome) in [
+        (OpenErrClass::Denied, Outcome::Denied),
+        (OpenErrClass::Unresolved, Outcome::Unresolved),
+        (OpenErrClass::NetworkUnreachable, Outcome::NetworkUnreachable),
+        (OpenErrClass::HostUnreachable, Outcome::HostUnreachable),
+        (OpenErrClass::Refused, Outcome::Refused),
+        (OpenErrClass::TimedOut, Outcome::TimedOut),
+        (OpenErrClass::Overloaded, Outcome::Overloaded { retry_after: Duration::from_secs(1) }),
+        (OpenErrClass::Internal, Outcome::Internal),
+    ] {
+        let opening = tokio::spawn(pair.gateway.open(tcp()));
+        pair.request().await.refuse(OpenErr::new(class, "why\nnot"));
+        let error = opening.await.unwrap().unwrap_err();
+        assert_eq!(Outcome::of(&error), outcome);
+        assert!(!error.to_string().contains('\n'), "a peer's words stay on their line");
+        assert_eq!(error.is_retryable(), class == OpenErrClass::Overloaded);
+    }
+    until(|| pair.gateway.streams() == 0 && pair.client.streams() == 0).await;
+}
+
+#[tokio::test]
+async fn the_address_really_dialled_comes_with_the_stream() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let opening = tokio::spawn(pair.gateway.open(tcp()));
+    let address = "192.0.2.7:80".parse().ok();
+    let _far = pair.request().await.accept(OpenOk { address, ..OpenOk::default() });
+    let (_near, ok) = opening.await.unwrap().unwrap();
+    assert_eq!(ok.address, address);
+}
+
+#[tokio::test]
+async fn a_request_dropped_without_an_answer_is_refused() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let opening = tokio::spawn(pair.gateway.open(tcp()));
+    drop(pair.request().await);
+    let error = opening.await.unwrap().unwrap_err();
+    assert!(
+        matches!(&error, OpenError::Refused(answer, _) if answer.class == OpenErrClass::Internal),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn an_open_dropped_at_once_is_never_sent() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    drop(pair.gateway.open(tcp()));
+    let opening = tokio::spawn(pair.gateway.open(tcp()));
+    let request = pair.request().await;
+    assert_eq!(request.stream_ref().number, 1);
+    drop(request.accept(OpenOk::default()));
+    opening.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn m14_an_open_taken_back_cancels_the_client_s_dial() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let opening = tokio::spawn(pair.gateway.open(tcp()));
+    let mut request = pair.request().await;
+    opening.abort();
+    request.cancelled().await;
+    until(|| pair.gateway.streams() == 0).await;
+    // The answer that comes too late changes nothing.
+    let mut late = request.accept(OpenOk::default());
+    assert_eq!(late.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    drop(late);
+    until(|| pair.client.streams() == 0).await;
+    pair.stream(tcp()).await;
+}
+
+#[tokio::test]
+async fn m14_an_answer_that_finds_nobody_resets_the_stream() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    // Asked, and never polled again.
+    let opening = pair.gateway.open(tcp());
+    let mut far = pair.request().await.accept(OpenOk::default());
+    until(|| pair.client.streams() == 1).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    drop(opening);
+    assert_eq!(far.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    drop(far);
+    until(|| pair.gateway.streams() == 0 && pair.client.streams() == 0).await;
+}
+
+#[tokio::test]
+async fn opens_beyond_the_limit_are_not_sent() {
+    let mut config = Config::default();
+    config.mux.max_unanswered = 2;
+    let mut pair = Pair::new(1000, config).await;
+    let first = tokio::spawn(pair.gateway.open(tcp()));
+    let second = tokio::spawn(pair.gateway.open(tcp()));
+    let requests = (pair.request().await, pair.request().await);
+    let error = pair.gateway.open(tcp()).await.unwrap_err();
+    assert!(matches!(error, OpenError::NotSent(Some(_))), "{error}");
+    assert!(error.is_retryable());
+    assert!(matches!(Outcome::of(&error), Outcome::Overloaded { .. }));
+    drop(requests);
+    assert!(first.await.unwrap().is_err() && second.await.unwrap().is_err());
+    pair.stream(tcp()).await;
+}
+
+#[tokio::test]
+async fn more_opens_at_once_than_the_driver_may_find_are_not_sent() {
+    let mut config = Config::default();
+    config.mux.max_unanswered = 10;
+    let pair = Pair::new(1000, config).await;
+    // No turn for the driver in between.
+    let opens: Vec<_> = (0..100).map(|_| pair.gateway.open(tcp())).collect();
+    let echo = spawn_echo(pair.requests);
+    let mut refused = 0;
+    for open in opens {
+        match open.await {
+            Ok(_) => {}
+            Err(OpenError::NotSent(Some(_))) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(refused, 90);
+    pair.gateway.close();
+    echo.await.unwrap();
+}
+
+#[tokio::test]
+async fn rules_come_before_the_opens_that_refer_to_them() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let rules = Bytes::from(pattern(100_000, 1));
+    pair.gateway.send_rules(3, rules.clone());
+    let opening = tokio::spawn(pair.gateway.open(tcp()));
+    match pair.requests.next().await {
+        Some(Request::Rules { version: 3, rules: received }) => assert!(received == rules),
+        other => panic!("{other:?}"),
+    }
+    let _far = pair.request().await.accept(OpenOk::default());
+    opening.await.unwrap().unwrap();
+}
+
+// === The tunnel is lost ===
+
+#[tokio::test]
+async fn w11_a_cut_tunnel_resets_its_streams_and_ends_none_cleanly() {
+    let (near, far) = duplex(1000);
+    let (cut, near) = Cut::new(near);
+    let mut pair = Pair::over(near, far, Config::default()).await;
+    let (mut near_end, mut far_end) = pair.stream(tcp()).await;
+    let opening = tokio::spawn(pair.gateway.open(tcp()));
+    let mut request = pair.request().await;
+    cut.send(()).unwrap();
+    for end in [&mut near_end, &mut far_end] {
+        assert_eq!(end.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(end.write(&[0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    request.cancelled().await;
+    let error = opening.await.unwrap().unwrap_err();
+    assert!(matches!(error, OpenError::Lost) && !error.is_retryable(), "{error}");
+    assert_eq!(Outcome::of(&error), Outcome::TunnelLost);
+    assert_eq!(pair.gateway_driver.await.unwrap().as_str(), "lost");
+    assert_eq!(pair.client_driver.await.unwrap().as_str(), "lost");
+    assert_eq!(pair.gateway.closed().await.as_str(), "lost");
+    assert!(pair.requests.next().await.is_none());
+    // And nobody waits for it from now on.
+    let error = pair.gateway.open(tcp()).await.unwrap_err();
+    assert!(matches!(error, OpenError::NotSent(None)) && error.is_retryable(), "{error}");
+    assert!(!pair.gateway.accepts_opens());
+}
+
+#[tokio::test]
+async fn m13_a_fin_received_stays_a_clean_end_when_the_tunnel_is_lost() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    far.write_all(b"all of it").await.unwrap();
+    far.shutdown().await.unwrap();
+    near.read_exact(&mut [0; 3]).await.unwrap();
+    pair.client_driver.abort();
+    pair.gateway.closed().await;
+    let mut rest = String::new();
+    near.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest, " of it");
+}
+
+#[tokio::test]
+async fn an_open_that_never_left_a_lost_tunnel_may_be_tried_elsewhere() {
+    let (near, far) = duplex(1000);
+    let ((gateway, gateway_driver), client) = idle_pair(near, far, Config::default()).await;
+    let opening = gateway.open(tcp());
+    drop((gateway_driver, client));
+    let error = opening.await.unwrap_err();
+    assert!(matches!(error, OpenError::NotSent(None)) && error.is_retryable(), "{error}");
+}
+
+#[tokio::test]
+async fn a_dropped_driver_resets_its_streams() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    pair.gateway_driver.abort();
+    assert_eq!(near.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(matches!(pair.gateway.closed().await, CloseReason::Abandoned));
+    assert_eq!(far.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(pair.client.closed().await.as_str(), "lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn f3_a_path_that_drops_everything_is_found_within_interval_and_timeout() {
+    let (near, far) = duplex(1000);
+    let (mute, near) = Mute::new(near);
+    let mut pair = Pair::over(near, far, Config::default()).await;
+    let (mut near_end, mut far_end) = pair.stream(tcp()).await;
+    mute.send(()).unwrap();
+    let start = Instant::now();
+    for end in [&mut near_end, &mut far_end] {
+        assert_eq!(end.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    assert!(start.elapsed() <= Duration::from_secs(35), "{:?}", start.elapsed());
+    assert_eq!(pair.gateway_driver.await.unwrap().as_str(), "dead");
+    assert_eq!(pair.client_driver.await.unwrap().as_str(), "dead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_tunnel_lives_on_its_pings() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (near, far) = pair.stream(tcp()).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(pair.gateway.rtt().is_some() && pair.client.rtt().is_some());
+    assert!(!pair.gateway.is_stalled());
+    drop((near, far));
+    pair.stream(tcp()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_takes_nothing_for_seconds_is_stalled() {
+    let (near, far) = duplex(1000);
+    let (mute, near) = Mute::new(near);
+    let mut pair = Pair::over(near, far, Config::default()).await;
+    let (mut near_end, _far_end) = pair.stream(tcp()).await;
+    mute.send(()).unwrap();
+    near_end.write_all(&[0; 10_000]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!pair.gateway.is_stalled());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(pair.gateway.is_stalled());
+}
+
+// === The tunnel ends in order ===
+
+#[tokio::test]
+async fn a_draining_gateway_lets_the_living_finish_and_opens_no_more() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    pair.gateway.drain();
+    assert!(!pair.gateway.accepts_opens());
+    let error = pair.gateway.open(tcp()).await.unwrap_err();
+    assert!(matches!(error, OpenError::NotSent(_)) && error.is_retryable(), "{error}");
+    match pair.requests.next().await {
+        Some(Request::GoAway(go_away)) => assert_eq!(go_away.code, GoAwayCode::Shutdown),
+        other => panic!("{other:?}"),
+    }
+    near.write_all(b"still here").await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut read = String::new();
+    far.read_to_string(&mut read).await.unwrap();
+    assert_eq!(read, "still here");
+    assert!(!pair.gateway_driver.is_finished());
+    far.shutdown().await.unwrap();
+    assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0);
+    assert!(matches!(pair.gateway_driver.await.unwrap(), CloseReason::Drained));
+    assert!(matches!(pair.client_driver.await.unwrap(), CloseReason::Drained));
+}
+
+#[tokio::test]
+async fn m16_a_client_that_goes_away_disowns_what_it_has_not_seen() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (near, far) = pair.stream(tcp()).await;
+    pair.client.drain();
+    // Not yet known here, so it leaves; the client has gone away by the time it comes.
+    let error = pair.gateway.open(tcp()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Disowned) && error.is_retryable(), "{error}");
+    drop((near, far));
+    assert!(matches!(pair.gateway_driver.await.unwrap(), CloseReason::Drained));
+    assert!(matches!(pair.client_driver.await.unwrap(), CloseReason::Drained));
+}
+
+#[tokio::test]
+async fn closing_ends_the_streams_of_both_ends_now() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    pair.gateway.close();
+    for end in [&mut near, &mut far] {
+        assert_eq!(end.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+    assert!(matches!(pair.gateway_driver.await.unwrap(), CloseReason::Closed));
+    assert_eq!(pair.client_driver.await.unwrap().as_str(), "closed_by_peer");
+}
+
+#[tokio::test]
+async fn the_last_handle_dropped_drains_the_tunnel() {
+    let pair = Pair::new(1000, Config::default()).await;
+    let second = pair.gateway.clone();
+    drop(pair.gateway);
+    assert!(second.accepts_opens());
+    drop(second);
+    assert!(matches!(pair.gateway_driver.await.unwrap(), CloseReason::Drained));
+    assert!(matches!(pair.client_driver.await.unwrap(), CloseReason::Drained));
+}
+
+#[tokio::test]
+async fn a_client_that_hears_no_requests_drains() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (near, far) = pair.stream(tcp()).await;
+    let opening = tokio::spawn(pair.gateway.open(tcp()));
+    until(|| pair.client.streams() == 2).await;
+    drop(pair.requests);
+    let error = opening.await.unwrap().unwrap_err();
+    assert!(
+        matches!(&error, OpenError::Refused(answer, _) if answer.class == OpenErrClass::Internal),
+        "{error}"
+    );
+    until(|| !pair.gateway.accepts_opens()).await;
+    drop((near, far));
+    assert!(matches!(pair.client_driver.await.unwrap(), CloseReason::Drained));
+}
+
+#[tokio::test(start_paused = true)]
+async fn last_words_are_given_up_when_the_peer_does_not_listen() {
+    let (near, far) = duplex(1000);
+    let (mute, near) = Mute::new(near);
+    let pair = Pair::over(near, far, Config::default()).await;
+    mute.send(()).unwrap();
+    let start = Instant::now();
+    pair.gateway.close();
+    assert!(matches!(pair.gateway_driver.await.unwrap(), CloseReason::Closed));
+    assert!(start.elapsed() <= Config::default().close_timeout);
+}
+
+// === Before the hellos ===
+
+#[tokio::test]
+async fn a_refused_client_learns_why() {
+    let (near, far) = duplex(100);
+    let client = tokio::spawn(connect(WebSocket::client(far), ClientHello::new("a", 1), Config::default()));
+    let accepting = accept(WebSocket::server(near), Config::default()).await.unwrap();
+    accepting.refuse(GoAwayCode::Refused, "no room for you").await;
+    match client.await.unwrap().unwrap_err() {
+        TunnelError::Refused(go_away) => {
+            assert_eq!((go_away.code, go_away.reason.as_str()), (GoAwayCode::Refused, "no room for you"));
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_without_a_hello_is_left() {
+    let (near, far) = duplex(100);
+    let silent = WebSocket::client(far);
+    let error = accept(WebSocket::server(near), Config::default()).await.unwrap_err();
+    assert!(matches!(error, TunnelError::Peer(PeerError::HelloTimeout(_))), "{error}");
+    drop(silent);
+    let (near, far) = duplex(100);
+    let hello = ClientHello::new("a", 1);
+    let error = connect(WebSocket::client(far), hello, Config::default()).await.unwrap_err();
+    assert!(matches!(error, TunnelError::Peer(PeerError::HelloTimeout(_))), "{error}");
+    drop(near);
+}
+
+#[tokio::test]
+async fn a_hello_that_does_not_fit_is_found_before_anything_is_sent() {
+    let (_near, far) = duplex(100);
+    let hello = ClientHello::new("x".repeat(1000), 1);
+    let error = connect(WebSocket::client(far), hello, Config::default()).await.unwrap_err();
+    assert!(matches!(error, TunnelError::Invalid(_)), "{error}");
+}
+
+#[tokio::test]
+async fn each_end_learns_the_other_s_hello() {
+    let (near, far) = duplex(100);
+    let mut hello = ClientHello::new("printer-room", 42);
+    hello.software = "test/1".into();
+    let client = tokio::spawn(connect(WebSocket::client(far), hello, Config::default()));
+    let accepting = accept(WebSocket::server(near), Config::default()).await.unwrap();
+    let said = accepting.hello();
+    assert_eq!(
+        (said.client_id.as_str(), said.instance, said.software.as_str()),
+        ("printer-room", 42, "test/1")
+    );
+    let (gateway, driver) = accepting.finish(GatewayHello::new(11)).unwrap();
+    let driver = tokio::spawn(driver);
+    let (client, _requests, hello, _client_driver) = client.await.unwrap().unwrap();
+    assert_eq!((hello.session, gateway.session(), client.session()), (11, 11, 11));
+    driver.abort();
+}
+
+// === Pipes that fail ===
+
+type Switch = tokio::sync::oneshot::Receiver<()>;
+
+/// A pipe that is cut, both ways at once and without a word, when its switch says so.
+struct Cut {
+    io: Option<DuplexStream>,
+    switch: Switch,
+}
+
+impl Cut {
+    fn new(io: DuplexStream) -> (tokio::sync::oneshot::Sender<()>, Self) {
+        let (sender, switch) = tokio::sync::oneshot::channel();
+        (sender, Self { io: Some(io), switch })
+    }
+
+    fn io(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut DuplexStream>> {
+        if self.io.is_some() && Pin::new(&mut self.switch).poll(cx) == Poll::Ready(Ok(())) {
+            self.io = None;
+        }
+        self.io.as_mut().map(Pin::new).ok_or_else(|| ErrorKind::ConnectionReset.into())
+    }
+}
+
+impl AsyncRead for Cut {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.io(cx)?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Cut {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.io(cx)?.poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io(cx)?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io(cx)?.poll_shutdown(cx)
+    }
+}
+
+/// A pipe that takes and gives nothing more, and says nothing about it, when its switch says so.
+struct Mute {
+    io: DuplexStream,
+    switch: Switch,
+    mute: bool,
+}
+
+impl Mute {
+    fn new(io: DuplexStream) -> (tokio::sync::oneshot::Sender<()>, Self) {
+        let (sender, switch) = tokio::sync::oneshot::channel();
+        (sender, Self { io, switch, mute: false })
+    }
+
+    fn is_mute(&mut self) -> bool {
+        self.mute |= self.switch.try_recv().is_ok();
+        self.mute
+    }
+}
+
+impl AsyncRead for Mute {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.is_mute() { Poll::Pending } else { Pin::new(&mut self.io).poll_read(cx, buf) }
+    }
+}
+
+impl AsyncWrite for Mute {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_mute() { Poll::Pending } else { Pin::new(&mut self.io).poll_write(cx, buf) }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_mute() { Poll::Pending } else { Pin::new(&mut self.io).poll_flush(cx) }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_mute() { Poll::Pending } else { Pin::new(&mut self.io).poll_shutdown(cx) }
+    }
+}

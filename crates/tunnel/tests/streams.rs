@@ -1,0 +1,399 @@
+//! What a stream promises, over pipes that hold next to nothing.
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod support;
+
+use std::io::{ErrorKind, IoSlice};
+use std::pin::Pin;
+use std::task::Poll;
+
+use anyproxy_core::Datagrams;
+use anyproxy_tunnel::Config;
+use anyproxy_tunnel::frame::{OpenOk, ResetCode};
+use bytes::{Bytes, BytesMut};
+use support::{Moody, Pair, Random, echo, is_silent, pattern, spawn_echo, tcp, udp, until};
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
+use tokio::task::JoinSet;
+
+#[tokio::test]
+async fn bytes_come_back_as_they_were_sent_however_they_are_split() {
+    let mut pair = Pair::new(61, Config::default()).await;
+    let (near, far) = pair.stream(tcp()).await;
+    let echo = tokio::spawn(echo(far));
+    send_and_compare(near, 300_000, 1).await;
+    echo.await.unwrap();
+}
+
+#[tokio::test]
+async fn m18_a_carrier_of_random_moods_loses_no_byte_and_no_wake_up() {
+    for seed in 1..=8 {
+        let (near, far) = duplex(16 << seed);
+        let pair = Pair::over(Moody::new(near, seed), Moody::new(far, seed + 100), Config::default()).await;
+        let echo = spawn_echo(pair.requests);
+        let mut users = JoinSet::new();
+        for user in 0..4 {
+            let opening = pair.gateway.open(tcp());
+            users.spawn(async move { send_and_compare(opening.await.unwrap().0, 30_000, user).await });
+        }
+        while let Some(user) = users.join_next().await {
+            user.unwrap();
+        }
+        pair.gateway.drain();
+        pair.gateway_driver.await.unwrap();
+        pair.client_driver.await.unwrap();
+        echo.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_way_ends_by_itself() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    near.write_all(b"question").await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    far.read_to_end(&mut question).await.unwrap();
+    assert_eq!(question, b"question");
+    // The other way goes on.
+    far.write_all(b"answer").await.unwrap();
+    let mut answer = [0; 6];
+    near.read_exact(&mut answer).await.unwrap();
+    assert!(is_silent(&mut near).await);
+    far.shutdown().await.unwrap();
+    assert_eq!(near.read(&mut answer).await.unwrap(), 0);
+    until(|| pair.gateway.streams() == 0 && pair.client.streams() == 0).await;
+    drop((near, far));
+}
+
+#[tokio::test]
+async fn writing_behind_the_own_fin_is_a_broken_pipe() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let (mut near, _far) = pair.stream(tcp()).await;
+    near.shutdown().await.unwrap();
+    assert_eq!(near.write(b"more").await.unwrap_err().kind(), ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn a_reset_reads_as_a_reset_both_ways() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let (mut near, far) = pair.stream(tcp()).await;
+    far.reset(ResetCode::PeerReset);
+    assert_eq!(near.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(near.write(b"x").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(near.shutdown().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_stream_dropped_unfinished_is_a_reset_for_the_peer() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    for half in [false, true] {
+        let (mut near, mut far) = pair.stream(tcp()).await;
+        if half {
+            near.shutdown().await.unwrap();
+            assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0);
+        }
+        drop(near);
+        if half {
+            // Reads go on to be a clean end: the fin came first. The writer learns it.
+            until(|| pair.client.streams() == 0).await;
+            assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0);
+        } else {
+            assert_eq!(far.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        assert_eq!(far.write(b"x").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+}
+
+#[tokio::test]
+async fn m13_what_came_before_a_fin_is_read_though_a_reset_followed() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    far.write_all(&pattern(5_000, 1)).await.unwrap();
+    far.shutdown().await.unwrap();
+    drop(far);
+    // The reset has come, and the bytes still wait.
+    until(|| pair.client.streams() == 0).await;
+    let mut read = Vec::new();
+    near.read_to_end(&mut read).await.unwrap();
+    assert_eq!(read, pattern(5_000, 1));
+    assert_eq!(near.write(b"x").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn what_came_before_a_reset_is_read_before_it() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    far.write_all(b"last words").await.unwrap();
+    until(|| pair.client.unsent() == 0).await;
+    // Once read, the rest of the words is on this side.
+    near.read_exact(&mut [0; 4]).await.unwrap();
+    drop(far);
+    until(|| pair.client.streams() == 0).await;
+    near.read_exact(&mut [0; 6]).await.unwrap();
+    assert_eq!(near.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_stops_its_sender_and_no_other() {
+    let config = Config::default();
+    let most = config.mux.window as usize + config.send_buffer;
+    let mut pair = Pair::new(1000, config).await;
+    let (mut stopped, mut unread) = pair.stream(tcp()).await;
+    let chunk = vec![7; 10_000];
+    // All that fits: the window, and what waits for it.
+    let (mut taken, mut refused) = (0, 0);
+    while refused < 1000 {
+        let write = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut stopped).poll_write(cx, &chunk)));
+        match write.await {
+            Poll::Ready(written) => (taken, refused) = (taken + written.unwrap(), 0),
+            Poll::Pending => refused += 1,
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!((most - 4096..=most).contains(&taken), "{taken} bytes taken");
+    let (near, far) = pair.stream(tcp()).await;
+    let echo = tokio::spawn(echo(far));
+    send_and_compare(near, 1_000_000, 2).await;
+    echo.await.unwrap();
+    let write = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut stopped).poll_write(cx, &chunk))).await;
+    assert!(write.is_pending());
+    // And goes on when the reader does.
+    let reader = tokio::spawn(async move {
+        let mut read = Vec::new();
+        unread.read_to_end(&mut read).await.map(|_| read.len())
+    });
+    stopped.write_all(&chunk).await.unwrap();
+    stopped.shutdown().await.unwrap();
+    assert_eq!(reader.await.unwrap().unwrap(), taken + chunk.len());
+}
+
+#[tokio::test]
+async fn shutdown_waits_until_everything_has_left() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    // Twice the window: half of it cannot leave yet.
+    let sent = pattern(2 * 256 * 1024, 3);
+    near.write_all(&sent).await.unwrap();
+    let shutdown = tokio::spawn(async move {
+        near.shutdown().await.unwrap();
+        near
+    });
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!shutdown.is_finished());
+    let mut read = Vec::new();
+    far.read_to_end(&mut read).await.unwrap();
+    assert!(read == sent);
+    shutdown.await.unwrap();
+}
+
+#[tokio::test]
+async fn vectored_and_owned_writes_arrive_in_order() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    let bufs = [IoSlice::new(b"ab"), IoSlice::new(b""), IoSlice::new(b"cde")];
+    assert!(near.is_write_vectored());
+    assert_eq!(near.write_vectored(&bufs).await.unwrap(), 5);
+    near.send(Bytes::from_static(b"fgh")).await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut read = String::new();
+    far.read_to_string(&mut read).await.unwrap();
+    assert_eq!(read, "abcdefgh");
+}
+
+#[tokio::test]
+async fn owned_bytes_beyond_the_send_buffer_are_taken_in_parts() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    let sent = Bytes::from(pattern(2_000_000, 4));
+    let expected = sent.clone();
+    let writer = tokio::spawn(async move {
+        near.send(sent).await.unwrap();
+        near.shutdown().await.unwrap();
+    });
+    let mut read = Vec::new();
+    far.read_to_end(&mut read).await.unwrap();
+    assert!(read == expected);
+    writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_thousand_streams_live_at_once() {
+    let pair = Pair::new(64 * 1024, Config::default()).await;
+    let echo = spawn_echo(pair.requests);
+    let mut users = JoinSet::new();
+    for user in 0..1000 {
+        let opening = pair.gateway.open(tcp());
+        users.spawn(async move { send_and_compare(opening.await.unwrap().0, 5_000, user).await });
+    }
+    while let Some(user) = users.join_next().await {
+        user.unwrap();
+    }
+    until(|| pair.gateway.streams() == 0 && pair.client.streams() == 0).await;
+    pair.gateway.close();
+    echo.await.unwrap();
+}
+
+#[tokio::test]
+async fn both_ends_give_a_stream_the_same_name() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    for number in 1..=3 {
+        let (near, far) = pair.stream(tcp()).await;
+        assert_eq!(near.stream_ref(), far.stream_ref());
+        assert_eq!((near.stream_ref().session, near.stream_ref().number), (support::SESSION, number));
+    }
+}
+
+#[tokio::test]
+async fn datagrams_stay_whole_empty_and_largest_ones_too() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (near, far) = pair.stream(udp()).await;
+    let (mut near, mut far) = (Datagrams::new(near), Datagrams::new(far));
+    let mut received = BytesMut::new();
+    for len in [0, 1, 512, 1472, 9000, 65_507, 0] {
+        let sent = pattern(len, len as u64);
+        let kept = std::future::poll_fn(|cx| Poll::Ready(near.send_now(cx, &sent))).await.unwrap();
+        assert!(kept);
+        received.clear();
+        assert!(far.recv(&mut received).await.unwrap());
+        assert!(received == sent, "a datagram of {len} bytes");
+    }
+}
+
+#[tokio::test]
+async fn u10_datagrams_that_find_no_room_are_dropped_and_counted_and_nobody_waits() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (near, far) = pair.stream(udp()).await;
+    let (mut near, mut far) = (Datagrams::new(near), Datagrams::new(far));
+    // No turn for the driver in between.
+    let dropped = std::future::poll_fn(|cx| {
+        (0..10_000_u32).for_each(|n| assert!(near.send_now(cx, &n.to_be_bytes()).unwrap()));
+        Poll::Ready(pair.gateway.dropped_datagrams())
+    })
+    .await;
+    assert_eq!(dropped, 10_000 - 256);
+    // The oldest are those that were kept, and they are in order.
+    let mut received = BytesMut::new();
+    for n in 0..256_u32 {
+        received.clear();
+        assert!(far.recv(&mut received).await.unwrap());
+        assert_eq!(received[..], n.to_be_bytes());
+    }
+}
+
+#[tokio::test]
+async fn datagrams_written_in_any_pieces_are_those_that_come_out() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, far) = pair.stream(udp()).await;
+    let mut far = Datagrams::new(far);
+    let mut random = Random::new(5);
+    let datagrams: Vec<_> = (0..100).map(|n| pattern(random.below(300) as usize, n)).collect();
+    let mut framed = Vec::new();
+    for datagram in &datagrams {
+        framed.extend_from_slice(&(datagram.len() as u16).to_be_bytes());
+        framed.extend_from_slice(datagram);
+    }
+    let mut rest = &framed[..];
+    while !rest.is_empty() {
+        let len = rest.len().min(1 + random.below(200) as usize);
+        near.write_all(&rest[..len]).await.unwrap();
+        rest = &rest[len..];
+        tokio::task::yield_now().await;
+    }
+    let mut received = BytesMut::new();
+    for datagram in datagrams {
+        received.clear();
+        assert!(far.recv(&mut received).await.unwrap());
+        assert!(received == datagram);
+    }
+    near.shutdown().await.unwrap();
+    assert!(!far.recv(&mut received).await.unwrap());
+}
+
+#[tokio::test]
+async fn i9_a_mix_of_endings_leaves_nothing_behind() {
+    let pair = Pair::new(5000, Config::default()).await;
+    let mut requests = pair.requests;
+    let client = tokio::spawn(async move {
+        let mut streams = JoinSet::new();
+        let mut n = 0;
+        while let Some(request) = support::next_open(&mut requests).await {
+            n += 1;
+            match n % 5 {
+                0 => drop(request),
+                1 => drop(request.accept(OpenOk::default())),
+                2 => {
+                    let mut stream = request.accept(OpenOk::default());
+                    streams.spawn(async move {
+                        let _ = stream.write_all(&[1; 100_000]).await;
+                        let _ = stream.shutdown().await;
+                    });
+                }
+                _ => {
+                    streams.spawn(echo(request.accept(OpenOk::default())));
+                }
+            }
+        }
+        while streams.join_next().await.is_some() {}
+    });
+    let mut users = JoinSet::new();
+    let mut random = Random::new(9);
+    for user in 0..500 {
+        let opening = pair.gateway.open(tcp());
+        let (patience, end) = (random.below(20), random.below(4));
+        users.spawn(async move {
+            let leave = async {
+                for _ in 0..patience {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let opened = tokio::select! {
+                opened = opening => opened,
+                () = leave => return,
+            };
+            let Ok((mut stream, _)) = opened else { return };
+            let _ = stream.write_all(&pattern(10_000, user)).await;
+            match end {
+                0 => {}
+                1 => stream.reset(ResetCode::Internal),
+                2 => drop(stream.shutdown().await),
+                _ => {
+                    let _ = stream.shutdown().await;
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                }
+            }
+        });
+    }
+    while let Some(user) = users.join_next().await {
+        user.unwrap();
+    }
+    until(|| pair.gateway.streams() == 0 && pair.client.streams() == 0).await;
+    assert_eq!((pair.gateway.unsent(), pair.client.unsent()), (0, 0));
+    pair.gateway.drain();
+    assert_eq!(pair.gateway_driver.await.unwrap().as_str(), "drained");
+    assert_eq!(pair.client_driver.await.unwrap().as_str(), "drained");
+    client.await.unwrap();
+}
+
+/// Writes in random pieces and reads what comes back until the end.
+async fn send_and_compare(stream: anyproxy_tunnel::Stream, len: usize, seed: u64) {
+    let sent = pattern(len, seed);
+    let expected = sent.clone();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let writing = tokio::spawn(async move {
+        let mut random = Random::new(seed);
+        let mut rest = &sent[..];
+        while !rest.is_empty() {
+            let len = rest.len().min(1 + random.below(9000) as usize);
+            writer.write_all(&rest[..len]).await.unwrap();
+            rest = &rest[len..];
+        }
+        writer.shutdown().await.unwrap();
+        writer
+    });
+    let mut received = Vec::new();
+    reader.read_to_end(&mut received).await.unwrap();
+    assert!(received == expected, "{} of {len} bytes", received.len());
+    writing.await.unwrap();
+}
