@@ -1,8 +1,9 @@
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::{PATIENCE, Result};
 
-/// A running `anyproxy`, its log read line by line. Killed when dropped.
+/// A running program, `anyproxy` most of the time, and what it says, line by line. Killed when dropped.
 pub struct Program {
     child: Child,
     log: Arc<Log>,
@@ -18,8 +19,21 @@ pub struct Program {
 
 #[derive(Default)]
 struct Log {
-    lines: Mutex<(Vec<String>, bool)>,
+    said: Mutex<Said>,
     grown: Condvar,
+}
+
+#[derive(Default)]
+struct Said {
+    lines: Vec<String>,
+    /// Of standard output and standard error, those that have ended.
+    ended: usize,
+}
+
+impl Said {
+    const fn is_all(&self) -> bool {
+        self.ended == 2
+    }
 }
 
 impl Program {
@@ -34,26 +48,35 @@ impl Program {
         }
     }
 
-    /// Starts it with these arguments.
-    pub fn start(arguments: &[&str]) -> Result<Self> {
-        Self::spawn(Command::new(Self::path()?).args(arguments))
+    /// `anyproxy` with these arguments, in an environment without settings of its own.
+    pub fn command(arguments: &[&str]) -> Result<Command> {
+        let mut command = crate::tool(&Self::path()?.display().to_string());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("ANYPROXY_") {
+                command.env_remove(name);
+            }
+        }
+        command.args(arguments);
+        Ok(command)
     }
 
-    /// Starts `command`, whose standard output is a log.
+    /// Starts `anyproxy` with these arguments.
+    pub fn start(arguments: &[&str]) -> Result<Self> {
+        Self::spawn(&mut Self::command(arguments)?)
+    }
+
+    /// Starts `command`, and reads what it says on standard output and standard error as one.
     pub fn spawn(command: &mut Command) -> Result<Self> {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{name}: {error} (.ci/setup installs what is not ours)"))?;
         let log = Arc::<Log>::default();
-        let output = child.stdout.take().ok_or("the program's output is ours")?;
-        std::thread::spawn({
-            let log = log.clone();
-            move || {
-                for line in BufReader::new(output).lines().map_while(std::io::Result::ok) {
-                    log.change(|lines, _| lines.push(line));
-                }
-                log.change(|_, ended| *ended = true);
-            }
-        });
+        log.read(child.stdout.take().ok_or("the program's output is ours")?);
+        log.read(child.stderr.take().ok_or("the program's errors are ours")?);
         Ok(Self { child, log })
     }
 
@@ -62,28 +85,47 @@ impl Program {
         self.text(what, |line| serde_json::from_str(line).ok().filter(&wanted))
     }
 
-    /// What `wanted` finds in the first line of output it finds anything in; waits for it.
+    /// The access line of a stream whose fields hold these values; waits for it.
+    pub fn access(&self, fields: &[(&str, Value)]) -> Result<Value> {
+        self.line(&format!("an access line with {fields:?}"), |line| {
+            line.get("outcome").is_some() && fields.iter().all(|(name, value)| line[name] == *value)
+        })
+    }
+
+    /// Where this gateway's listener of that name is; waits for it.
+    pub fn listening(&self, name: &str) -> Result<SocketAddr> {
+        let wanted = |line: &Value| line["message"] == "listening" && line["front"] == name;
+        let line = self.line(&format!("listener {name}"), wanted)?;
+        Ok(line["address"].as_str().ok_or("an address")?.parse()?)
+    }
+
+    /// Waits until this client is connected.
+    pub fn connected(&self) -> Result {
+        self.line("a tunnel", |line| line["message"] == "a tunnel to the gateway stands").map(drop)
+    }
+
+    /// What `wanted` finds in the first line it finds anything in; waits for it.
     pub fn text<T>(&self, what: &str, wanted: impl Fn(&str) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = 0;
-        let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = self.log.lock();
         loop {
-            if let Some(found) = lines.0[seen..].iter().find_map(|line| wanted(line)) {
+            if let Some(found) = said.lines[seen..].iter().find_map(|line| wanted(line)) {
                 return Ok(found);
             }
-            seen = lines.0.len();
+            seen = said.lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
-            if lines.1 || left.is_zero() {
-                return Err(format!("no sign of {what} in:\n{}", lines.0.join("\n")).into());
+            if said.is_all() || left.is_zero() {
+                return Err(format!("no sign of {what} in:\n{}", said.lines.join("\n")).into());
             }
-            lines = self.log.grown.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            said = self.log.grown.wait_timeout(said, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// All lines until now.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        self.log.lines.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+        self.log.lock().lines.clone()
     }
 
     /// The process's number.
@@ -118,37 +160,51 @@ impl Program {
 
     /// Waits for its end.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE * 2;
-        // The log ends with the process, so this wait is woken and does not poll.
-        let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        while !lines.1 {
+        self.wait_within(PATIENCE * 2)
+    }
+
+    /// Waits for its end, for so long.
+    pub fn wait_within(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        // What it says ends with it, so this wait is woken and does not poll.
+        let mut said = self.log.lock();
+        while !said.is_all() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err("the program does not end".into());
+                return Err(format!("it has not ended after {limit:?}").into());
             }
-            lines = self.log.grown.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            said = self.log.grown.wait_timeout(said, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        drop(lines);
+        drop(said);
         Ok(self.child.wait()?)
     }
 }
 
 impl Log {
-    fn change(&self, change: impl FnOnce(&mut Vec<String>, &mut bool)) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let (text, ended) = &mut *lines;
-        change(text, ended);
-        self.grown.notify_all();
+    fn lock(&self) -> std::sync::MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(self: &Arc<Self>, pipe: impl Read + Send + 'static) {
+        let log = self.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(std::io::Result::ok) {
+                log.lock().lines.push(line);
+                log.grown.notify_all();
+            }
+            log.lock().ended += 1;
+            log.grown.notify_all();
+        });
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
+        let _ = self.kill();
         if std::thread::panicking() {
             for line in self.lines().iter().rev().take(40).rev() {
                 eprintln!("{line}");
             }
         }
-        let _ = self.kill();
     }
 }

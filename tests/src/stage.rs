@@ -1,7 +1,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::{Program, Result};
@@ -13,28 +12,32 @@ pub const PASSWORD: &str = "pass:w0rd";
 
 /// A gateway and a client of it, each in a process of its own.
 pub struct Stage {
-    dir: TempDir,
     /// The gateway's process.
     pub gateway: Program,
     /// The client's process.
     pub client: Program,
     http: SocketAddr,
     socks5: SocketAddr,
+    dir: TempDir,
 }
 
-/// What differs from the usual file: YAML lines, each indented by two spaces, added to a section.
+/// What differs from the usual file. `{dir}` in it stands for the stage's folder.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Fronts without accounts.
     pub open: bool,
-    /// For `proxy`: further fronts.
-    pub proxy: String,
-    /// For `gateway`.
+    /// For `proxy.http`: further keys in flow style, as in `, tls_cert: '{dir}/server.crt'`.
+    pub http: String,
+    /// For `proxy.socks5`: the same.
+    pub socks5: String,
+    /// For `gateway`: YAML lines, each indented by two spaces.
     pub gateway: String,
-    /// For `client`.
+    /// For `client`: the same.
     pub client: String,
-    /// For the top.
+    /// For the top: YAML lines. A section `log` stands there already.
     pub top: String,
+    /// For `log.level`; empty = `info`.
+    pub level: String,
 }
 
 impl Stage {
@@ -51,15 +54,15 @@ impl Stage {
         if !certs.success() {
             return Err("anyproxy cert failed".into());
         }
-        let gateway_port = free_port()?;
-        std::fs::write(dir.path().join("anyproxy.yaml"), file(dir.path(), gateway_port, options))?;
-        let gateway = Program::start(&["gateway", "--config", path(&dir.path().join("anyproxy.yaml"))?])?;
-        let http = listening(&gateway, "http")?;
-        let socks5 = listening(&gateway, "socks5")?;
-        listening(&gateway, "gateway")?;
-        let client = Program::start(&["client", "--config", path(&dir.path().join("anyproxy.yaml"))?])?;
-        connected(&client)?;
-        Ok(Self { dir, gateway, client, http, socks5 })
+        let file = dir.path().join("anyproxy.yaml");
+        std::fs::write(&file, text(free_port()?, options).replace("{dir}", path(dir.path())?))?;
+        let gateway = Program::start(&["gateway", "--config", path(&file)?])?;
+        let http = gateway.listening("http")?;
+        let socks5 = gateway.listening("socks5")?;
+        gateway.listening("gateway")?;
+        let client = Program::start(&["client", "--config", path(&file)?])?;
+        client.connected()?;
+        Ok(Self { gateway, client, http, socks5, dir })
     }
 
     /// The file both processes were started with.
@@ -98,67 +101,45 @@ impl Stage {
         format!("socks5h://{USER}:{}@{}", PASSWORD.replace(':', "%3A"), self.socks5)
     }
 
-    /// The address of another front, by its name in the log.
-    pub fn front(&self, name: &str) -> Result<SocketAddr> {
-        listening(&self.gateway, name)
-    }
-
     /// Starts the client again, after its end, and waits until it is connected.
     pub fn restart_client(&mut self) -> Result {
         self.client = Program::start(&["client", "--config", path(&self.file())?])?;
-        connected(&self.client)
+        self.client.connected()
     }
 
-    /// Starts the gateway again, after its end. Its ports are the same.
+    /// Starts the gateway again, after its end. Clients find it where it was; the fronts have other ports.
     pub fn restart_gateway(&mut self) -> Result {
         self.gateway = Program::start(&["gateway", "--config", path(&self.file())?])?;
-        self.http = listening(&self.gateway, "http")?;
-        self.socks5 = listening(&self.gateway, "socks5")?;
-        listening(&self.gateway, "gateway").map(drop)
-    }
-
-    /// SIGTERM to the gateway.
-    pub fn drain_gateway(&self) -> Result {
-        self.gateway.signal(Signal::SIGTERM)
+        self.http = self.gateway.listening("http")?;
+        self.socks5 = self.gateway.listening("socks5")?;
+        self.gateway.listening("gateway").map(drop)
     }
 }
 
-/// Where a front listens, from its log line.
-fn listening(gateway: &Program, front: &str) -> Result<SocketAddr> {
-    let line = gateway
-        .line(&format!("front {front}"), |line| line["message"] == "listening" && line["front"] == front)?;
-    Ok(line["address"].as_str().ok_or("an address")?.parse()?)
-}
-
-fn connected(client: &Program) -> Result {
-    client.line("a tunnel", |line| line["message"] == "connected").map(drop)
-}
-
-fn file(dir: &Path, gateway_port: u16, options: &Options) -> String {
-    let Options { open, proxy, gateway, client, top } = options;
+fn text(gateway_port: u16, options: &Options) -> String {
+    let Options { open, http, socks5, gateway, client, top, level } = options;
+    let level = if level.is_empty() { "info" } else { level };
     let account = if *open {
-        "allow_anonymous: true".to_owned()
+        String::new()
     } else {
-        format!("auth_username: {USER}, auth_password: '{PASSWORD}'")
+        format!(", auth_username: {USER}, auth_password: '{PASSWORD}'")
     };
-    let dir = dir.display();
     format!(
-        "log: {{ level: info, format: json }}
+        "log: {{ level: {level}, format: json }}
 {top}
 proxy:
-  http: {{ listen_addr: '127.0.0.1:0', {account} }}
-  socks5: {{ listen_addr: '127.0.0.1:0', {account} }}
-{proxy}
+  http: {{ listen_addr: '127.0.0.1:0'{account}{http} }}
+  socks5: {{ listen_addr: '127.0.0.1:0'{account}{socks5} }}
 gateway:
   listen_addr: 127.0.0.1:{gateway_port}
-  tls_cert: {dir}/server.crt
-  tls_key: {dir}/server.key
+  tls_cert: '{{dir}}/server.crt'
+  tls_key: '{{dir}}/server.key'
   auth_username: gateway_user
   auth_password: gateway_password
 {gateway}
 client:
   gateway_addr: localhost:{gateway_port}
-  gateway_tls_cert: {dir}/server.crt
+  gateway_tls_cert: '{{dir}}/server.crt'
   client_id: client-1
   auth_username: gateway_user
   auth_password: gateway_password
@@ -167,8 +148,8 @@ client:
     )
 }
 
-/// A port that was free a moment ago: the gateway must come back to the same one after a restart.
-fn free_port() -> Result<u16> {
+/// A port that was free a moment ago, for what must come back to the same one or cannot say which it took.
+pub fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

@@ -34,29 +34,38 @@ pub fn tool(name: &str) -> Command {
     let mut command = Command::new(name);
     command.stdin(Stdio::null());
     // Proxies of the machine are none of ours.
-    for name in [
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "no_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "NO_PROXY",
-    ] {
-        command.env_remove(name);
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
     }
     command
 }
 
-/// The Python of the tests' own environment, which `.ci/setup` makes.
-pub fn python() -> Result<Command> {
+/// A script from `tests/scripts`, run by the Python of the tests' own environment, which `.ci/setup` makes.
+pub fn python(name: &str) -> Result<Command> {
     let path = tools_dir()?.join("python/bin/python");
-    if path.exists() {
-        Ok(tool(&path.display().to_string()))
-    } else {
-        Err(".ci/setup has not made the Python environment".into())
+    if !path.exists() {
+        return Err(".ci/setup has not made the Python environment".into());
     }
+    let mut command = tool(&path.display().to_string());
+    command.arg("-u").arg(script(name)?);
+    Ok(command)
+}
+
+/// A script from `tests/scripts`, run by Node with the tests' own packages, which `.ci/setup` installs.
+pub fn node(name: &str) -> Result<Command> {
+    let packages = tools_dir()?.join("node/node_modules");
+    if !packages.exists() {
+        return Err(".ci/setup has not installed the Node packages".into());
+    }
+    let mut command = tool("node");
+    command.env("NODE_PATH", packages).arg(script(name)?);
+    Ok(command)
+}
+
+/// Where a script is.
+pub fn script(name: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name);
+    if path.exists() { Ok(path) } else { Err(format!("{} is missing", path.display()).into()) }
 }
 
 /// Where `.ci/setup` puts what is not a Debian package.
