@@ -12,6 +12,8 @@ use anyproxy_mux::Chunks;
 use anyproxy_mux::frame::{MIN_WINDOW, ResetCode, StreamId};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
+use crate::StreamReset;
+
 /// Datagrams that wait on one stream, each way. The newest is dropped when they are more.
 const MAX_DATAGRAMS: usize = 256;
 
@@ -64,7 +66,7 @@ pub(crate) struct State {
     /// The peer has said its last byte: the reader's end is clean, whatever follows.
     fin_received: bool,
     /// The peer reset the stream, or the tunnel is lost.
-    reset: bool,
+    reset: Option<StreamReset>,
     /// The handle is gone, or called `reset`, before both ways were finished.
     dropped: Option<ResetCode>,
     /// The multiplexer knows the stream no more.
@@ -175,8 +177,8 @@ impl Cell {
         if self.unsent() == 0 {
             return Poll::Ready(Ok(()));
         }
-        if state.reset {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        if let Some(reset) = state.reset {
+            return Poll::Ready(Err(reset.into()));
         }
         store(&mut state.writer, cx);
         Poll::Pending
@@ -188,8 +190,8 @@ impl Cell {
         if state.fin_taken && self.unsent() == 0 {
             return (Poll::Ready(Ok(())), false);
         }
-        if state.reset {
-            return (Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())), false);
+        if let Some(reset) = state.reset {
+            return (Poll::Ready(Err(reset.into())), false);
         }
         store(&mut state.writer, cx);
         let asked = mem::replace(&mut state.fin_asked, true);
@@ -204,7 +206,7 @@ impl Cell {
         let read = state.fin_received && state.inbox.is_empty() && !unread;
         let written = state.fin_taken && self.unsent() == 0;
         if !(read && written) {
-            state.dropped = Some(code);
+            state.dropped.get_or_insert(code);
             (state.inbox, state.outbox) = (Chunks::new(), Chunks::new());
         }
         (state.dropped.is_some() || state.consumed > 0) && state.ring()
@@ -274,9 +276,9 @@ impl Cell {
     }
 
     /// The peer reset the stream, or the tunnel is lost.
-    pub(crate) fn reset(&self) -> [Option<Waker>; 2] {
+    pub(crate) fn reset(&self, why: StreamReset) -> [Option<Waker>; 2] {
         let mut state = self.lock();
-        state.reset = true;
+        state.reset.get_or_insert(why);
         // Nobody will report that these have left.
         state.outbox = Chunks::new();
         [state.reader.take(), state.writer.take()]
@@ -288,7 +290,7 @@ impl Cell {
         state.inbox = Chunks::new();
         state.fin_received = false;
         drop(state);
-        self.reset()
+        self.reset(StreamReset::Limit)
     }
 
     /// The multiplexer knows the stream no more: nobody need ring for it.
@@ -304,8 +306,8 @@ impl State {
     }
 
     fn check_writable(&self) -> io::Result<()> {
-        if self.reset {
-            Err(io::ErrorKind::ConnectionReset.into())
+        if let Some(reset) = self.reset {
+            Err(reset.into())
         } else if self.fin_asked {
             Err(io::ErrorKind::BrokenPipe.into())
         } else {
@@ -331,8 +333,8 @@ impl State {
             (Poll::Ready(Ok(())), REPORT)
         } else if self.fin_received {
             (Poll::Ready(Ok(())), 1)
-        } else if self.reset {
-            (Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())), 1)
+        } else if let Some(reset) = self.reset {
+            (Poll::Ready(Err(reset.into())), 1)
         } else {
             store(&mut self.reader, cx);
             (Poll::Pending, REPORT_WHEN_EMPTY)
@@ -360,7 +362,7 @@ impl State {
 
     /// Waits for a reset: for one whose stream nobody reads yet.
     pub(crate) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.reset || self.closed {
+        if self.reset.is_some() || self.closed {
             return Poll::Ready(());
         }
         store(&mut self.reader, cx);

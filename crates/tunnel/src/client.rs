@@ -88,6 +88,16 @@ impl ClientTunnel {
         self.0.shared.gauges.unsent.load(Ordering::Relaxed)
     }
 
+    /// Bytes that were received and not yet read, as the driver last saw them.
+    pub fn held(&self) -> usize {
+        self.0.shared.gauges.held.load(Ordering::Relaxed)
+    }
+
+    /// Says that memory is short in the process, or no longer: windows shrink, and new streams start with the smallest.
+    pub fn set_pressure(&self, on: bool) {
+        self.0.set_pressure(on);
+    }
+
     /// The time between the latest ping and its answer.
     pub fn rtt(&self) -> Option<Duration> {
         self.0.shared.gauges.rtt()

@@ -17,7 +17,7 @@ use tracing::{debug, trace};
 use crate::cell::Cell;
 use crate::link::{Left, Link, now};
 use crate::shared::{Desk, Shared};
-use crate::{Carrier, CarrierError, CloseReason, Config, TunnelError};
+use crate::{Carrier, CarrierError, CloseReason, Config, StreamReset, TunnelError};
 
 /// Messages taken in before the driver looks at what is to be sent.
 const RECEIVED_PER_TURN: usize = 16;
@@ -120,6 +120,9 @@ impl<E: End> Core<E> {
             self.serve_cell(mux, &cell);
         }
         self.rung = rung;
+        if let Some(pressure) = orders.pressure {
+            mux.set_pressure(pressure);
+        }
         if orders.close {
             return Err(Over::new(CloseReason::Closed, GoAwayCode::Shutdown, "closed"));
         }
@@ -171,8 +174,8 @@ impl<E: End> Core<E> {
                 Event::Fin { id } => {
                     self.wakers.extend(self.cells.get(&id).and_then(|cell| cell.fin_received()));
                 }
-                Event::Reset { id, .. } => {
-                    let wakers = self.cells.get(&id).map(|cell| cell.reset());
+                Event::Reset { id, code } => {
+                    let wakers = self.cells.get(&id).map(|cell| cell.reset(StreamReset::Peer(code)));
                     self.wakers.extend(wakers.into_iter().flatten().flatten());
                 }
                 Event::Discarded { id } => {
@@ -202,6 +205,7 @@ impl<E: End> Core<E> {
         let gauges = &self.shared.gauges;
         gauges.streams.store(mux.streams(), Ordering::Relaxed);
         gauges.unsent.store(usize::try_from(mux.unsent()).unwrap_or(usize::MAX), Ordering::Relaxed);
+        gauges.held.store(usize::try_from(mux.held()).unwrap_or(usize::MAX), Ordering::Relaxed);
         gauges.going_away.fetch_or(mux.is_going_away(), Ordering::Relaxed);
         let dropped = mux.dropped_datagrams();
         gauges.dropped_datagrams.fetch_add(dropped - self.dropped_datagrams, Ordering::Relaxed);
@@ -222,9 +226,10 @@ impl<E: End> Core<E> {
         self.shared.set_closed(reason);
         self.shared.gauges.streams.store(0, Ordering::Relaxed);
         self.shared.gauges.unsent.store(0, Ordering::Relaxed);
+        self.shared.gauges.held.store(0, Ordering::Relaxed);
         let commands = self.desk.turn_off();
         for (_, cell) in mem::take(&mut self.cells) {
-            self.wakers.extend(cell.reset().into_iter().flatten());
+            self.wakers.extend(cell.reset(StreamReset::TunnelLost).into_iter().flatten());
             cell.close();
         }
         E::lost(self, commands);

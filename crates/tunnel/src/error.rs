@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyproxy_core::Outcome;
 use anyproxy_mux::PeerError;
-use anyproxy_mux::frame::{FieldTooLong, GoAway, OpenErr, OpenErrClass};
+use anyproxy_mux::frame::{FieldTooLong, GoAway, OpenErr, OpenErrClass, ResetCode};
 use http::StatusCode;
 
 use crate::CarrierError;
@@ -195,6 +195,43 @@ impl Error for OpenError {
             Self::NotSent(Some(Mux::Invalid(_))) => &Outcome::InvalidTarget,
             Self::NotSent(_) | Self::Disowned | Self::Lost => &Outcome::TunnelLost,
         })
+    }
+}
+
+/// Why a stream was reset: the inner error of the [`ConnectionReset`](io::ErrorKind::ConnectionReset) it reads as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StreamReset {
+    /// The peer reset it, or broke its rules.
+    Peer(ResetCode),
+    /// All readers of the tunnel together held too much, and this stream's held much.
+    Limit,
+    /// The tunnel was lost, or closed.
+    TunnelLost,
+}
+
+impl fmt::Display for StreamReset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(code) => write!(f, "the other end reset the stream: {code}"),
+            Self::Limit => f.write_str("too much was received that nobody read"),
+            Self::TunnelLost => f.write_str("the tunnel of the stream was lost"),
+        }
+    }
+}
+
+impl Error for StreamReset {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Peer(_) | Self::Limit => None,
+            Self::TunnelLost => Some(&Outcome::TunnelLost),
+        }
+    }
+}
+
+impl From<StreamReset> for io::Error {
+    fn from(reset: StreamReset) -> Self {
+        Self::new(io::ErrorKind::ConnectionReset, reset)
     }
 }
 

@@ -158,6 +158,16 @@ impl Tunnel {
         self.shared().gauges.unsent.load(Ordering::Relaxed)
     }
 
+    /// Bytes that were received and not yet read, as the driver last saw them.
+    pub fn held(&self) -> usize {
+        self.shared().gauges.held.load(Ordering::Relaxed)
+    }
+
+    /// Says that memory is short in the process, or no longer: windows shrink, and new streams start with the smallest.
+    pub fn set_pressure(&self, on: bool) {
+        self.0.desk.set_pressure(on);
+    }
+
     /// The time between the latest ping and its answer.
     pub fn rtt(&self) -> Option<Duration> {
         self.shared().gauges.rtt()

@@ -80,7 +80,7 @@ pub use carrier::{Carrier, CarrierError};
 pub use client::{ClientTunnel, OpenRequest, Request, Requests, connect};
 pub use config::Config;
 pub use driver::Driver;
-pub use error::{CloseReason, OpenError, TunnelError, UpgradeError};
+pub use error::{CloseReason, OpenError, StreamReset, TunnelError, UpgradeError};
 pub use gateway::{Accepting, Tunnel, accept};
 pub use read_ahead::ReadAhead;
 pub use socket::tune;

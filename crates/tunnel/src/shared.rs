@@ -30,6 +30,7 @@ pub(crate) struct Shared {
 pub(crate) struct Gauges {
     pub(crate) streams: AtomicUsize,
     pub(crate) unsent: AtomicUsize,
+    pub(crate) held: AtomicUsize,
     /// In microseconds; 0 while there was none.
     pub(crate) rtt: AtomicU64,
     pub(crate) going_away: AtomicBool,
@@ -81,6 +82,7 @@ impl Gauges {
         Self {
             streams: AtomicUsize::new(0),
             unsent: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
             rtt: AtomicU64::new(0),
             going_away: AtomicBool::new(false),
             dropped_datagrams: AtomicU64::new(0),
@@ -137,13 +139,14 @@ pub(crate) struct Orders<C> {
     pub(crate) commands: Vec<C>,
     pub(crate) drain: bool,
     pub(crate) close: bool,
+    pub(crate) pressure: Option<bool>,
     /// The driver is gone.
     off: bool,
 }
 
 impl<C> Default for Orders<C> {
     fn default() -> Self {
-        Self { commands: Vec::new(), drain: false, close: false, off: false }
+        Self { commands: Vec::new(), drain: false, close: false, pressure: None, off: false }
     }
 }
 
@@ -184,6 +187,11 @@ impl<C> Desk<C> {
         self.shared.bell.wake();
     }
 
+    pub(crate) fn set_pressure(&self, on: bool) {
+        self.lock().pressure = Some(on);
+        self.shared.bell.wake();
+    }
+
     /// Takes what there is.
     pub(crate) fn take(&self) -> Orders<C> {
         let mut orders = self.lock();
@@ -191,6 +199,7 @@ impl<C> Desk<C> {
             commands: mem::take(&mut orders.commands),
             drain: mem::take(&mut orders.drain),
             close: orders.close,
+            pressure: orders.pressure.take(),
             off: orders.off,
         }
     }

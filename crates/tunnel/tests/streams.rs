@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::task::Poll;
 
 use anyproxy_core::Datagrams;
-use anyproxy_tunnel::Config;
-use anyproxy_tunnel::frame::{OpenOk, ResetCode};
+use anyproxy_tunnel::frame::{MIN_WINDOW, OpenOk, ResetCode};
+use anyproxy_tunnel::{Config, StreamReset};
 use bytes::{Bytes, BytesMut};
 use support::{Moody, Pair, Random, echo, is_silent, pattern, spawn_echo, tcp, udp, until};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
@@ -78,7 +78,10 @@ async fn a_reset_reads_as_a_reset_both_ways() {
     let mut pair = Pair::new(100, Config::default()).await;
     let (mut near, far) = pair.stream(tcp()).await;
     far.reset(ResetCode::PeerReset);
-    assert_eq!(near.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let error = near.read(&mut [0; 1]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let why = error.get_ref().and_then(|error| error.downcast_ref());
+    assert_eq!(why, Some(&StreamReset::Peer(ResetCode::PeerReset)));
     assert_eq!(near.write(b"x").await.unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(near.shutdown().await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
@@ -218,7 +221,7 @@ async fn owned_bytes_beyond_the_send_buffer_are_taken_in_parts() {
     writer.await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_thousand_streams_live_at_once() {
     let pair = Pair::new(64 * 1024, Config::default()).await;
     let echo = spawn_echo(pair.requests);
@@ -233,6 +236,34 @@ async fn a_thousand_streams_live_at_once() {
     until(|| pair.gateway.streams() == 0 && pair.client.streams() == 0).await;
     pair.gateway.close();
     echo.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_held_is_told_and_given_up_with_its_stream() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, far) = pair.stream(tcp()).await;
+    near.write_all(&[0; 100_000]).await.unwrap();
+    until(|| pair.client.held() == 100_000).await;
+    drop(far);
+    until(|| pair.client.held() == 0).await;
+}
+
+#[tokio::test]
+async fn under_pressure_a_stopped_reader_is_sent_less() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    pair.client.set_pressure(true);
+    until(|| pair.client.held() == 0).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    near.write_all(&[0; 200_000]).await.unwrap();
+    until(|| pair.client.held() > 0).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(pair.client.held() <= MIN_WINDOW as usize, "{}", pair.client.held());
+    // It goes on all the same.
+    let reader = tokio::spawn(async move { far.read_to_end(&mut Vec::new()).await });
+    near.shutdown().await.unwrap();
+    assert_eq!(reader.await.unwrap().unwrap(), 200_000);
 }
 
 #[tokio::test]
@@ -311,7 +342,7 @@ async fn datagrams_written_in_any_pieces_are_those_that_come_out() {
     assert!(!far.recv(&mut received).await.unwrap());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn i9_a_mix_of_endings_leaves_nothing_behind() {
     let pair = Pair::new(5000, Config::default()).await;
     let mut requests = pair.requests;
