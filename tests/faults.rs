@@ -1,1 +1,359 @@
-//! To come.
+//! Load, and ends that nobody wished for. `--nocapture` shows the figures; `ANYPROXY_TEST_FULL=1` carries as much as a
+//! release should be asked to.
+//!
+//! What is measured here would disturb itself: one test runs at a time.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyproxy_tests::{
+    HttpTarget, Options, Output, Program, Result, Stage, Target, Way, run, tool, tunnel, until,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::JoinSet;
+use tokio::time::{interval, timeout};
+
+/// Held by the test that runs.
+async fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::const_new(());
+    TURN.lock().await
+}
+
+/// Runs curl through `proxy`.
+async fn curl(proxy: &str, arguments: &[&str]) -> Result<Output> {
+    let mut curl = tool("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "110", "--proxy", proxy]).args(arguments);
+    run(curl).await
+}
+
+/// The code of an answer to a plain request.
+async fn code(stage: &Stage, url: &str) -> Result<String> {
+    let arguments = ["--output", "/dev/null", "--write-out", "%{http_code}", url];
+    Ok(curl(&stage.http(), &arguments).await?.out)
+}
+
+/// Resident memory of both processes, in KiB.
+fn resident(stage: &Stage) -> Result<u64> {
+    Ok(stage.gateway.resident_kib()? + stage.client.resident_kib()?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_megabytes_arrive_whole_by_each_way_in_and_each_direction() -> Result {
+    let _turn = alone().await;
+    let length = if std::env::var_os("ANYPROXY_TEST_FULL").is_some() { 256 << 20 } else { 64 << 20 };
+    let (stage, target) = (Stage::start()?, HttpTarget::start().await?);
+    let hash = HttpTarget::hash(length);
+    let (up, down) = (stage.dir().join("up"), stage.dir().join("down").display().to_string());
+    std::fs::write(&up, HttpTarget::bytes(length))?;
+    let up = up.display().to_string();
+    for (name, proxy, tunnel) in [
+        ("absolute-form", stage.http(), "--no-proxytunnel"),
+        ("CONNECT", stage.http(), "--proxytunnel"),
+        ("SOCKS5", stage.socks5(), "--no-proxytunnel"),
+    ] {
+        let begun = Instant::now();
+        let answer = curl(&proxy, &[tunnel, "--upload-file", &up, &target.url("/hash")]).await?.ok()?;
+        let took = begun.elapsed();
+        assert_eq!(answer, format!("{hash} {length}\n"), "{name}, up");
+        println!("{} MiB up by {name}: {took:.1?}", length >> 20);
+        let begun = Instant::now();
+        curl(&proxy, &[tunnel, "--output", &down, &target.url(&format!("/bytes/{length}"))]).await?.ok()?;
+        let took = begun.elapsed();
+        assert_eq!(HttpTarget::hash_of(&std::fs::read(&down)?), hash, "{name}, down");
+        println!("{} MiB down by {name}: {took:.1?}", length >> 20);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_streams_live_at_once_and_leave_nothing_behind() -> Result {
+    const STREAMS: usize = 1_000;
+    let _turn = alone().await;
+    let (stage, target) = (Arc::new(Stage::start()?), Target::echo().await?);
+    let descriptors = || Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+        (stage.gateway.descriptors()?, stage.client.descriptors()?),
+    );
+    // The first stream opens what every later one shares.
+    drop(tunnel(&stage, Way::Socks5, target.addr()).await?);
+    let (before, memory, begun) = (descriptors()?, resident(&stage)?, Instant::now());
+    let mut opening = JoinSet::new();
+    for index in 0..STREAMS {
+        let (stage, address) = (stage.clone(), target.addr());
+        opening.spawn(async move { tunnel(&stage, Way::ALL[index % 2], address).await });
+    }
+    let mut streams = Vec::new();
+    while let Some(opened) = opening.join_next().await {
+        streams.push(opened??);
+    }
+    let opened = begun.elapsed();
+    for (index, stream) in streams.iter_mut().enumerate() {
+        stream.write_all(&index.to_be_bytes()).await?;
+    }
+    for (index, stream) in streams.iter_mut().enumerate() {
+        assert_eq!(stream.read_u64().await?, index as u64);
+    }
+    let grown = resident(&stage)?.saturating_sub(memory);
+    println!("{STREAMS} streams: open in {opened:.1?}, both processes grown by {grown} KiB");
+    drop(streams);
+    let back = until("as many descriptors as before", async || {
+        let (gateway, client) = descriptors()?;
+        // A descriptor more or less is the runtime's.
+        Ok(gateway <= before.0 + 2 && client <= before.1 + 2)
+    });
+    println!("their descriptors were back after {:.1?}", back.await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_stop_reading_hold_up_nobody_and_little_memory() -> Result {
+    let _turn = alone().await;
+    let (stage, target) = (Stage::start()?, HttpTarget::start().await?);
+    let sent = Arc::new(AtomicU64::new(0));
+    let source = Target::start({
+        let sent = sent.clone();
+        move |mut connection| {
+            let sent = sent.clone();
+            async move {
+                let block = vec![7; 64 << 10];
+                loop {
+                    sent.fetch_add(connection.write(&block).await? as u64, Ordering::Relaxed);
+                }
+            }
+        }
+    });
+    let source = source.await?;
+    let before = resident(&stage)?;
+    let mut stopped = Vec::new();
+    for index in 0..20 {
+        let mut stream = tunnel(&stage, Way::ALL[index % 2], source.addr()).await?;
+        stream.read_exact(&mut [0; 4096]).await?;
+        stopped.push(stream);
+    }
+    // They are stuck once the source is.
+    let (mut last, mut looks) = (0, interval(Duration::from_millis(200)));
+    looks.tick().await;
+    until("the source is stuck", async || {
+        looks.tick().await;
+        let now = sent.load(Ordering::Relaxed);
+        Ok(now == std::mem::replace(&mut last, now))
+    })
+    .await?;
+    let grown = resident(&stage)?.saturating_sub(before);
+    for (proxy, tunnel) in [
+        (stage.http(), "--no-proxytunnel"),
+        (stage.http(), "--proxytunnel"),
+        (stage.socks5(), "--no-proxytunnel"),
+    ] {
+        let begun = Instant::now();
+        let arguments = [tunnel, "--output", "/dev/null", &target.url("/bytes/1000000")];
+        curl(&proxy, &arguments).await?.ok()?;
+        let took = begun.elapsed();
+        println!("1 MB beside 20 stopped readers took {took:.2?} ({tunnel})");
+        assert!(took < Duration::from_millis(1_500), "1 MB took {took:?}");
+    }
+    println!("both processes grown by {grown} KiB; the source was stuck after {} KiB", last >> 10);
+    assert!(grown < 160 << 10, "grown by {grown} KiB");
+    // Nothing is lost for having waited.
+    let mut stream = stopped.swap_remove(0);
+    timeout(Duration::from_secs(10), stream.read_exact(&mut vec![0; 4 << 20])).await??;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_requests_at_a_hundred_at_a_time_all_succeed() -> Result {
+    let _turn = alone().await;
+    let (stage, target) = (Arc::new(Stage::start()?), HttpTarget::start().await?);
+    let begun = Instant::now();
+    let places = Arc::new(tokio::sync::Semaphore::new(100));
+    let mut requests = JoinSet::new();
+    for index in 0..500 {
+        let (stage, address, places) = (stage.clone(), target.addr(), places.clone());
+        requests.spawn(async move {
+            let _place = places.acquire_owned().await?;
+            let (mut stream, form) = match index % 3 {
+                0 => {
+                    let login = "Proxy-Authorization: Basic dXNlcjpwYXNzOncwcmQ=\r\n";
+                    (TcpStream::connect(stage.http_addr()).await?, format!("http://{address}/hello\n{login}"))
+                }
+                1 => (tunnel(&stage, Way::Connect, address).await?, "/hello\n".to_owned()),
+                _ => (tunnel(&stage, Way::Socks5, address).await?, "/hello\n".to_owned()),
+            };
+            let (uri, login) = form.split_once('\n').unwrap_or_default();
+            let request = format!("GET {uri} HTTP/1.1\r\nHost: {address}\r\n{login}Connection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            let whole = answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("hello from inside\n");
+            if whole { Ok(()) } else { Err(format!("request {index}: {answer:?}").into()) }
+        });
+    }
+    let failed: Vec<_> = requests.join_all().await.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} failed: {:?}", failed.len(), failed.first());
+    println!("500 requests at 100 at a time: {:.2?}", begun.elapsed());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f1_when_the_client_is_killed_its_users_are_told_and_served_again_on_its_return() -> Result {
+    let _turn = alone().await;
+    let (mut stage, target) = (Stage::start()?, HttpTarget::start().await?);
+    let echo = Target::echo().await?;
+    let mut streams = Vec::new();
+    for index in 0..200 {
+        let mut stream = tunnel(&stage, Way::ALL[index % 2], echo.addr()).await?;
+        stream.write_all(b"alive").await?;
+        stream.read_exact(&mut [0; 5]).await?;
+        streams.push(stream);
+    }
+    let killed = Instant::now();
+    stage.client.kill()?;
+    for stream in &mut streams {
+        let told = timeout(Duration::from_secs(3), stream.read_u8()).await?;
+        assert_eq!(told.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    }
+    println!("200 users were told {:.2?} after the client was killed", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(3));
+    let refused = Instant::now();
+    assert_eq!(code(&stage, &target.url("/hello")).await?, "503");
+    println!("without a client, 503 came after {:.2?}", refused.elapsed());
+    let returned = Instant::now();
+    stage.restart_client()?;
+    until("served again", async || Ok(code(&stage, &target.url("/hello")).await? == "200")).await?;
+    println!("served again {:.2?} after the client's return", returned.elapsed());
+    assert!(returned.elapsed() < Duration::from_secs(5));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f2_when_the_gateway_is_killed_its_client_comes_back_to_the_next() -> Result {
+    let _turn = alone().await;
+    let (mut stage, target) = (Stage::start()?, HttpTarget::start().await?);
+    stage.gateway.kill()?;
+    stage.client.line("the loss", |line| line["message"] == "a tunnel was lost")?;
+    let returned = Instant::now();
+    stage.restart_gateway()?;
+    stage.gateway.line("the client", |line| line["message"] == "client connected")?;
+    println!("the client was back {:.2?} after the gateway", returned.elapsed());
+    assert!(returned.elapsed() < Duration::from_secs(12));
+    assert_eq!(code(&stage, &target.url("/hello")).await?, "200");
+    Ok(())
+}
+
+/// Whether this line says that a drain begins.
+fn is_draining(line: &Value) -> bool {
+    line["message"].as_str().is_some_and(|message| message.starts_with("draining"))
+}
+
+/// A transfer of 60 MB by `proxy` that is under way, and its end: the hash of what arrived.
+async fn under_way(
+    stage: &Stage,
+    target: &HttpTarget,
+    proxy: String,
+) -> Result<tokio::task::JoinHandle<Result<String>>> {
+    let file = stage.dir().join("down");
+    let _ = std::fs::remove_file(&file);
+    let (to, url) = (file.display().to_string(), target.url("/bytes/60000000"));
+    let transfer = tokio::spawn({
+        let file = file.clone();
+        async move {
+            // Slow enough that it is not over before the signal is sent.
+            curl(&proxy, &["--limit-rate", "30M", "--output", &to, &url]).await?.ok()?;
+            Ok(HttpTarget::hash_of(&std::fs::read(file)?))
+        }
+    });
+    until("bytes arrive", async || Ok(file.metadata().is_ok_and(|file| file.len() > 0))).await?;
+    Ok(transfer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r6_a_transfer_ends_whole_when_the_gateway_is_asked_to_stop() -> Result {
+    let _turn = alone().await;
+    let target = HttpTarget::start().await?;
+    for socks5 in [false, true] {
+        let mut stage = Stage::start()?;
+        let proxy = if socks5 { stage.socks5() } else { stage.http() };
+        let transfer = under_way(&stage, &target, proxy).await?;
+        let begun = Instant::now();
+        stage.gateway.signal(Signal::SIGTERM)?;
+        stage.gateway.line("the drain", is_draining)?;
+        until("nobody is let in any more", async || {
+            Ok(TcpStream::connect(stage.http_addr()).await.is_err())
+        })
+        .await?;
+        assert!(!transfer.is_finished(), "the transfer was over before the drain began");
+        assert_eq!(transfer.await??, HttpTarget::hash(60_000_000));
+        assert!(stage.gateway.wait()?.success());
+        println!("the gateway ended {:.2?} after SIGTERM, the transfer whole", begun.elapsed());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r6_a_transfer_ends_whole_when_the_client_is_asked_to_stop() -> Result {
+    let _turn = alone().await;
+    let (mut stage, target) = (Stage::start()?, HttpTarget::start().await?);
+    let transfer = under_way(&stage, &target, stage.http()).await?;
+    stage.client.signal(Signal::SIGTERM)?;
+    assert_eq!(transfer.await??, HttpTarget::hash(60_000_000));
+    assert!(stage.client.wait()?.success());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r6_a_second_sigterm_ends_at_once() -> Result {
+    let _turn = alone().await;
+    let echo = Target::echo().await?;
+    let which: [(&str, fn(&mut Stage) -> &mut Program); 2] =
+        [("gateway", |stage| &mut stage.gateway), ("client", |stage| &mut stage.client)];
+    for (name, program) in which {
+        let mut stage = Stage::start()?;
+        let mut stream = tunnel(&stage, Way::Connect, echo.addr()).await?;
+        let program = program(&mut stage);
+        program.signal(Signal::SIGTERM)?;
+        program.line("the drain", is_draining)?;
+        let begun = Instant::now();
+        program.signal(Signal::SIGTERM)?;
+        assert_eq!(program.wait_within(Duration::from_secs(5))?.code(), Some(1), "{name}");
+        println!("the {name} ended {:.2?} after the second SIGTERM", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(1), "{name}");
+        let told = stream.read_u8().await.map_err(|error| error.kind());
+        assert_eq!(told, Err(ErrorKind::ConnectionReset), "{name}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_drain_ends_when_its_time_is_over() -> Result {
+    let _turn = alone().await;
+    let mut stage =
+        Stage::with(&Options { gateway: "  drain_timeout: 1s".to_owned(), ..Options::default() })?;
+    let echo = Target::echo().await?;
+    let mut stream = tunnel(&stage, Way::Socks5, echo.addr()).await?;
+    let begun = Instant::now();
+    stage.gateway.signal(Signal::SIGTERM)?;
+    assert!(stage.gateway.wait()?.success());
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert_eq!(stream.read_u8().await.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_disturbs_nobody_and_is_noted() -> Result {
+    let _turn = alone().await;
+    let (stage, echo) = (Stage::start()?, Target::echo().await?);
+    let mut stream = tunnel(&stage, Way::Connect, echo.addr()).await?;
+    for program in [&stage.gateway, &stage.client] {
+        program.signal(Signal::SIGHUP)?;
+        program.line("SIGHUP", |line| line["message"].as_str().is_some_and(|m| m.contains("SIGHUP")))?;
+    }
+    stream.write_all(b"still here").await?;
+    stream.read_exact(&mut [0; 10]).await?;
+    Ok(())
+}
