@@ -87,6 +87,11 @@ impl Policy {
             Verdict::Deny(Cause::Guard(range)) => {
                 steps.push(format!("{range} is shut, and no entry inside it opens it"));
             }
+            Verdict::Depends if self.guarded => steps.push(
+                "addresses of this link, of many hosts at once, and where clouds hand out credentials are shut, \
+                 unless an entry inside their range opens them"
+                    .to_owned(),
+            ),
             _ if steps.is_empty() => steps.push("no list says anything".to_owned()),
             _ => {}
         }

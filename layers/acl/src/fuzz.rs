@@ -197,6 +197,24 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn the_committed_corpus_holds() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/acl_rules");
+        let mut files = std::fs::read_dir(corpus).unwrap().peekable();
+        assert!(files.peek().is_some());
+        for file in files {
+            fuzz(&std::fs::read(file.unwrap().path()).unwrap());
+        }
+    }
+
+    #[test]
+    fn the_encoded_rules_of_the_corpus_are_read() {
+        for name in ["encoded_rules", "encoded_guarded"] {
+            let path = format!("{}/../../fuzz/corpus/acl_rules/{name}", env!("CARGO_MANIFEST_DIR"));
+            assert!(Policy::decode(&std::fs::read(path).unwrap()[1..], &Limits::default()).is_ok(), "{name}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
