@@ -58,7 +58,7 @@ impl Recorder {
         let process = Collector::default();
         process.describe();
         anyproxy_metrics::describe();
-        metrics::describe_counter!("anyproxy_log_lines_dropped_total", "Log lines nobody took in time");
+        describe();
         Ok(Self { handle, process, dropped_lines })
     }
 
@@ -126,6 +126,21 @@ impl Bound {
         });
         tokio::join!(upkeep, connections);
     }
+}
+
+/// What the program itself tells, beside its layers.
+fn describe() {
+    metrics::describe_gauge!("anyproxy_clients", "Clients connected");
+    metrics::describe_gauge!("anyproxy_tunnels", "Tunnels that stand");
+    metrics::describe_gauge!("anyproxy_unsent_bytes", "Bytes that wait to leave on tunnels");
+    metrics::describe_histogram!(
+        "anyproxy_tunnel_rtt_seconds",
+        "Round trips of tunnels, one of each at every scrape"
+    );
+    metrics::describe_gauge!("anyproxy_queue_length", "Dials that wait for a place");
+    metrics::describe_gauge!("anyproxy_waiting_for_client", "Dials that wait for a client");
+    metrics::describe_counter!("anyproxy_udp_dropped_total", "Datagrams dropped, by reason");
+    metrics::describe_counter!("anyproxy_log_lines_dropped_total", "Log lines nobody took in time");
 }
 
 fn respond(request: &Request<Incoming>, recorder: &Recorder, probe: &dyn Probe) -> Response<Full<Bytes>> {

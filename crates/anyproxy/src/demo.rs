@@ -86,7 +86,7 @@ client:
   auth_password: {password}
 "
     );
-    Ok(Source { file: File::parse("demo", &text)?, name: "demo".to_owned() })
+    Ok(Source { file: File::parse("demo", &text)?, name: "demo".into() })
 }
 
 /// A password nobody has to remember.

@@ -20,7 +20,6 @@ pub(crate) fn run(path: &Path, user: Option<&str>, front: &str, target: &str) ->
 
     let question = Question { target: &target, network, identity: &identity, front };
     let explanation = gateway.policy.explain(&question);
-    println!("{} {target} for {identity} through {front}", network.as_str());
     println!("{explanation}");
     if let Some(client) = &source.file.client {
         let client = settings::Client::new(&source, client)?;

@@ -1,28 +1,51 @@
 //! The fronts of a file, each with its settings, on its listener.
 
+use std::sync::Arc;
+
 use anyproxy_core::BoxGateway;
 use anyproxy_front::{Listener, RelayConfig};
 use anyproxy_http::HttpProxy;
-use anyproxy_socks5::{Socks5, UdpConfig};
+use anyproxy_socks5::{Socks5, UdpConfig, UdpDrops};
 use tokio_util::sync::CancellationToken;
 
 use crate::mixed::Mixed;
 use crate::settings::{Front, Protocol};
 
-/// Serves one front until `stop`, and its living users until they end.
-pub(crate) async fn serve(
-    front: Front,
-    relay: RelayConfig,
-    stack: BoxGateway,
-    listener: Listener,
-    stop: CancellationToken,
-) {
-    match front.protocol {
-        Protocol::Http => http(&front, relay, stack).serve(listener, stop).await,
-        Protocol::Socks5 => socks5(&front, relay, stack).serve(listener, stop).await,
-        Protocol::Mixed => {
-            let (http, socks5) = (http(&front, relay, stack.clone()), socks5(&front, relay, stack));
-            Mixed::new(http, socks5, front.handshake_timeout).serve(listener, stop).await;
+/// A front between its settings and its listener.
+pub(crate) enum Served {
+    Http(HttpProxy<BoxGateway>),
+    Socks5(Socks5<BoxGateway>),
+    Mixed(Mixed<BoxGateway>),
+}
+
+impl Served {
+    /// The front as its settings want it.
+    pub(crate) fn new(front: &Front, relay: RelayConfig, stack: BoxGateway) -> Self {
+        match front.protocol {
+            Protocol::Http => Self::Http(http(front, relay, stack)),
+            Protocol::Socks5 => Self::Socks5(socks5(front, relay, stack)),
+            Protocol::Mixed => {
+                let (http, socks5) = (http(front, relay, stack.clone()), socks5(front, relay, stack));
+                Self::Mixed(Mixed::new(http, socks5, front.handshake_timeout))
+            }
+        }
+    }
+
+    /// The datagrams it drops, by reason, where it carries any.
+    pub(crate) fn udp_drops(&self) -> Option<Arc<UdpDrops>> {
+        match self {
+            Self::Http(_) => None,
+            Self::Socks5(socks5) => Some(socks5.udp_drops()),
+            Self::Mixed(mixed) => Some(mixed.udp_drops()),
+        }
+    }
+
+    /// Serves until `stop`, and the living users until they end.
+    pub(crate) async fn serve(self, listener: Listener, stop: CancellationToken) {
+        match self {
+            Self::Http(http) => http.serve(listener, stop).await,
+            Self::Socks5(socks5) => socks5.serve(listener, stop).await,
+            Self::Mixed(mixed) => mixed.serve(listener, stop).await,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `anyproxy gateway`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use anyproxy_http::ReuseLayer;
 use anyproxy_metrics::MetricsLayer;
 use anyproxy_queue::{QueueHandle, QueueLayer, WaitForClient, WaitHandle};
 use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
+use anyproxy_socks5::UdpDrops;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -109,9 +111,12 @@ impl Bound {
         let stock = stack::Stock { metrics: metrics.clone(), hashing: hashing.clone(), dials: dials.clone() };
 
         let mut serving = JoinSet::new();
+        let mut drops = Vec::new();
         for (mut front, listener) in fronts {
             let stack = stack::login(front.accounts.take(), front.group.as_deref(), &stock);
-            serving.spawn(front::serve(front, settings.relay, stack, listener, stop.clone()));
+            let front = front::Served::new(&front, settings.relay, stack);
+            drops.extend(front.udp_drops());
+            serving.spawn(front.serve(listener, stop.clone()));
         }
         let mut config = anyproxy_gateway::Config::default();
         config.handshake_timeout = settings.handshake_timeout;
@@ -124,7 +129,7 @@ impl Bound {
 
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
-        let probe = Arc::new(Connected { clients, line, waiting, stop: stop.clone() });
+        let probe = Arc::new(Connected { clients, line, waiting, drops, stop: stop.clone() });
         let admin = admin.map(|admin| admin.serve(probe, done.clone()));
         let draining = async {
             stop.cancelled().await;
@@ -148,6 +153,8 @@ struct Connected {
     clients: Clients,
     line: QueueHandle,
     waiting: WaitHandle,
+    /// Of each front that carries datagrams.
+    drops: Vec<Arc<UdpDrops>>,
     stop: CancellationToken,
 }
 
@@ -160,6 +167,13 @@ impl Probe for Connected {
         metrics::gauge!("anyproxy_unsent_bytes").set(count(tunnels.iter().map(|tunnel| tunnel.unsent).sum()));
         metrics::gauge!("anyproxy_queue_length").set(count(self.line.status().waiting));
         metrics::gauge!("anyproxy_waiting_for_client").set(count(self.waiting.waiting()));
+        let mut dropped = BTreeMap::<_, u64>::new();
+        for (reason, count) in self.drops.iter().flat_map(|drops| drops.counts()) {
+            *dropped.entry(reason).or_default() += count;
+        }
+        for (reason, count) in dropped {
+            metrics::counter!("anyproxy_udp_dropped_total", "reason" => reason).absolute(count);
+        }
         let round_trips = metrics::histogram!("anyproxy_tunnel_rtt_seconds");
         for rtt in tunnels.iter().filter_map(|tunnel| tunnel.rtt) {
             round_trips.record(rtt);

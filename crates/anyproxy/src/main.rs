@@ -72,7 +72,7 @@ fn load(path: Option<&Path>) -> Result<settings::Source, Failure> {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let name = path.map_or_else(|| "environment".to_owned(), |path| path.display().to_string());
-    Ok(settings::Source { file: File::load(path, environment)?, name })
+    Ok(settings::Source { file: File::load(path, environment)?, name: name.into() })
 }
 
 /// Everything `gateway` and `client` would refuse to start with, short of the network.

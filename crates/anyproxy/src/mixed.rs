@@ -1,12 +1,13 @@
 //! HTTP and SOCKS5 on one port: the first byte tells them apart.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_core::GatewayStack;
 use anyproxy_front::{Listener, Rewind, UserStream};
 use anyproxy_http::HttpProxy;
-use anyproxy_socks5::Socks5;
+use anyproxy_socks5::{Socks5, UdpDrops};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -26,9 +27,14 @@ impl<M: GatewayStack> Mixed<M> {
         Self { http, socks5, handshake_timeout }
     }
 
+    /// The datagrams it drops, by reason.
+    pub(crate) fn udp_drops(&self) -> Arc<UdpDrops> {
+        self.socks5.udp_drops()
+    }
+
     /// Serves until `stop`, and the living until they end.
     pub(crate) async fn serve(self, listener: Listener, stop: CancellationToken) {
-        let front = std::sync::Arc::new(self);
+        let front = Arc::new(self);
         let serving = stop.clone();
         listener
             .serve(stop, move |user, source| {

@@ -7,6 +7,7 @@ mod front;
 mod gateway;
 mod rules;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_config::{ConfigError, File, Place};
@@ -32,18 +33,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A file, and what its mistakes are reported under.
 pub(crate) struct Source {
     pub(crate) file: File,
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
 }
 
 impl Source {
     /// A mistake at a place of the file.
     pub(crate) fn mistake(&self, place: impl Into<Place>, what: impl Into<String>) -> Failure {
-        ConfigError::at(&self.name, place, what).into()
+        ConfigError::at(&*self.name, place, what).into()
     }
 
     /// The value of a key that cannot be left out.
     pub(crate) fn required<'a, T>(&self, key: &str, value: Option<&'a T>) -> Result<&'a T, Failure> {
-        value.ok_or_else(|| ConfigError::new(&self.name, format!("the key \"{key}\" is missing")).into())
+        value.ok_or_else(|| ConfigError::new(&*self.name, format!("the key \"{key}\" is missing")).into())
     }
 }
 

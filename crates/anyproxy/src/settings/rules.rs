@@ -51,6 +51,13 @@ fn rule(source: &Source, spanned: &Spanned<config::Rule>) -> Result<Rule, Failur
     if patterns.is_empty() {
         return Err(source.mistake(spanned.defined, "a rule without targets matches nothing"));
     }
+    // An empty condition would hold for everybody, which is hardly what `users: []` means.
+    let conditions = [("users", users), ("groups", groups), ("fronts", fronts)];
+    if let Some((key, _)) = conditions.iter().find(|(_, list)| list.as_ref().is_some_and(Vec::is_empty)) {
+        return Err(
+            source.mistake(spanned.defined, format!("{key} is empty: leave it out, or name somebody"))
+        );
+    }
     let words = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
     let mut rule = Rule::new(action, patterns)
         .users(words(users))
@@ -117,5 +124,5 @@ const fn network(protocol: config::Protocol) -> Networks {
 fn origin(source: &Source, place: impl Into<Place>) -> Origin {
     let place = place.into();
     let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    Origin { file: source.name.as_str().into(), line: number(place.line), column: number(place.column) }
+    Origin { file: source.name.clone(), line: number(place.line), column: number(place.column) }
 }
