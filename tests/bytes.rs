@@ -40,7 +40,8 @@ async fn p2_credentials_that_are_none_are_refused_politely() -> Result {
     let stage = Stage::start()?;
     let long = format!("Basic {}", "A".repeat(60 << 10));
     for value in ["Bearer dXNlcjpwYXNzOncwcmQ=", "Basic dXNlcg==", "Basic %%%", "Basic /////w==", &long] {
-        let request = format!("CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: a\r\nProxy-Authorization: {value}\r\n\r\n");
+        let request =
+            format!("CONNECT 127.0.0.1:1 HTTP/1.1\r\nHost: a\r\nProxy-Authorization: {value}\r\n\r\n");
         let (head, _) = ask(&stage, &request).await?;
         let code = head.split(' ').nth(1).unwrap_or_default();
         assert!(["407", "400", "431"].contains(&code), "{value:.40}: {head}");
@@ -88,9 +89,8 @@ async fn s8_each_failure_at_the_far_end_has_its_reply() -> Result {
     })?;
     let gone = Target::echo().await?.addr().port().to_be_bytes();
     let silent = SilentTarget::start().await?;
-    let name = |name: &str, port: u16| {
-        [&[1, 0, 3, name.len() as u8], name.as_bytes(), &port.to_be_bytes()].concat()
-    };
+    let name =
+        |name: &str, port: u16| [&[1, 0, 3, name.len() as u8], name.as_bytes(), &port.to_be_bytes()].concat();
     let cases = [
         ("refused", [&[1, 0, 1, 127, 0, 0, 1][..], &gone].concat(), 5),
         ("no such name", name("does-not-exist.invalid", 80), 4),

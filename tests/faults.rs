@@ -76,9 +76,12 @@ async fn a_thousand_streams_live_at_once_and_leave_nothing_behind() -> Result {
     const STREAMS: usize = 1_000;
     let _turn = alone().await;
     let (stage, target) = (Arc::new(Stage::start()?), Target::echo().await?);
-    let descriptors = || Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
-        (stage.gateway.descriptors()?, stage.client.descriptors()?),
-    );
+    let descriptors = || {
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>((
+            stage.gateway.descriptors()?,
+            stage.client.descriptors()?,
+        ))
+    };
     // The first stream opens what every later one shares.
     drop(tunnel(&stage, Way::Socks5, target.addr()).await?);
     let (before, memory, begun) = (descriptors()?, resident(&stage)?, Instant::now());
@@ -185,7 +188,8 @@ async fn five_hundred_requests_at_a_hundred_at_a_time_all_succeed() -> Result {
                 _ => (tunnel(&stage, Way::Socks5, address).await?, "/hello\n".to_owned()),
             };
             let (uri, login) = form.split_once('\n').unwrap_or_default();
-            let request = format!("GET {uri} HTTP/1.1\r\nHost: {address}\r\n{login}Connection: close\r\n\r\n");
+            let request =
+                format!("GET {uri} HTTP/1.1\r\nHost: {address}\r\n{login}Connection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
@@ -282,10 +286,8 @@ async fn r6_a_transfer_ends_whole_when_the_gateway_is_asked_to_stop() -> Result 
         let begun = Instant::now();
         stage.gateway.signal(Signal::SIGTERM)?;
         stage.gateway.line("the drain", is_draining)?;
-        until("nobody is let in any more", async || {
-            Ok(TcpStream::connect(stage.http_addr()).await.is_err())
-        })
-        .await?;
+        until("nobody is let in any more", async || Ok(TcpStream::connect(stage.http_addr()).await.is_err()))
+            .await?;
         assert!(!transfer.is_finished(), "the transfer was over before the drain began");
         assert_eq!(transfer.await??, HttpTarget::hash(60_000_000));
         assert!(stage.gateway.wait()?.success());

@@ -1,1 +1,489 @@
-//! To come.
+//! The program's own commands, its files, its log.
+
+use std::fs::{File, Permissions};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyproxy_tests::{
+    HttpTarget, Options, Output, PASSWORD, Program, Result, Stage, USER, Way, run, tool, tunnel,
+};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// Runs the program to its end.
+async fn anyproxy(arguments: &[&str]) -> Result<Output> {
+    run(Program::command(arguments)?).await
+}
+
+/// Runs curl through `proxy`.
+async fn curl(proxy: &str, arguments: &[&str]) -> Result<Output> {
+    let mut curl = tool("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "60", "--proxy", proxy]).args(arguments);
+    run(curl).await
+}
+
+/// A folder with a certificate in `certs`, and `file.yaml` in it.
+async fn folder(text: &str) -> Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir()?;
+    let certs = dir.path().join("certs").display().to_string();
+    anyproxy(&["cert", "--out", &certs, "localhost", "127.0.0.1"]).await?.ok()?;
+    std::fs::write(dir.path().join("file.yaml"), text)?;
+    Ok(dir)
+}
+
+/// Runs the program on `file.yaml` of `dir`, in `dir`.
+async fn on_file(dir: &Path, command: &str, more: &[&str]) -> Result<Output> {
+    let mut program = Program::command(&[&[command, "--config", "file.yaml"], more].concat())?;
+    program.current_dir(dir);
+    run(program).await
+}
+
+/// A gateway's section that is complete.
+const GATEWAY: &str = "gateway:
+  listen_addr: 127.0.0.1:0
+  tls_cert: certs/server.crt
+  tls_key: certs/server.key
+  auth_username: gateway_user
+  auth_password: gateway_password
+";
+
+// === check ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_files_of_the_readme_are_accepted_as_they_stand() -> Result {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(readme)?;
+    let files: Vec<_> =
+        readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(files.len() >= 2, "the README shows a gateway's file and a client's");
+    for text in files {
+        let dir = folder(text).await?;
+        let output = on_file(dir.path(), "check", &[]).await?;
+        assert_eq!((output.code, &*output.out, &*output.err), (0, "file.yaml: ok\n", ""), "{text}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_where_a_mistake_is_and_what_was_meant() -> Result {
+    for (text, said) in [
+        (
+            "proxy:\n  http: { listen_adr: ':8080' }\n",
+            ":2:11: unknown key \"listen_adr\", did you mean \"listen_addr\"?",
+        ),
+        ("porxy: {}\n", ":1:1: unknown key \"porxy\", did you mean \"proxy\"?"),
+        (
+            "proxy:\n  http: { allow_anonymous:true }\n",
+            ":2:11: a space is missing behind \"allow_anonymous:\"",
+        ),
+        ("log:\n  level: inof\n", ":2:10: unknown value \"inof\", did you mean \"info\"?"),
+        ("proxy:\n  http:\n    listen_addr: nowhere\n", ":3:18: "),
+        ("gateway:\n  drain_timeout: 5 parsecs\n", ":2:18: "),
+        ("client:\n  forbidden_hosts:\n    - 10.0.0.0/8\n    - 10.0.0.0/99\n", ":4:7: "),
+        ("log: { level: info }\nlog: { level: info }\n", ":2:1: "),
+        ("proxy: {\n", ":"),
+        ("proxy:\n  http: { listen_addr: ':8080' }\ngateway: {}\n", "file.yaml"),
+    ] {
+        let dir = folder(text).await?;
+        let output = on_file(dir.path(), "check", &[]).await?;
+        assert_eq!((output.code, &*output.out), (1, ""), "{text}: {output:?}");
+        assert_eq!(output.err.lines().count(), 1, "{text}: {output:?}");
+        assert!(
+            output.err.contains(&format!("file.yaml{}", said.trim_start_matches("file.yaml"))),
+            "{output:?}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_line_that_is_none_is_told_so() -> Result {
+    for arguments in [&["check"][..], &[], &["serve"], &["gateway", "--port", "1"], &["cert", "--out", "x"]] {
+        let output = anyproxy(arguments).await?;
+        assert_eq!((output.code, &*output.out), (2, ""), "{arguments:?}: {output:?}");
+        assert!(output.err.contains("Usage: anyproxy"), "{arguments:?}: {output:?}");
+    }
+    Ok(())
+}
+
+// === cert, hash-password, completions, explain ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cert_writes_a_pair_for_its_owner_and_replaces_nothing() -> Result {
+    let dir = folder("").await?;
+    let certs = dir.path().join("certs");
+    let mode =
+        |name: &str| Ok::<_, std::io::Error>(certs.join(name).metadata()?.permissions().mode() & 0o777);
+    assert_eq!((mode("server.crt")?, mode("server.key")?), (0o644, 0o600));
+    let read = |name: &str| std::fs::read_to_string(certs.join(name));
+    let before = (read("server.crt")?, read("server.key")?);
+    let again = ["cert", "--out", &certs.display().to_string(), "localhost"];
+    let output = anyproxy(&again).await?;
+    assert_eq!(output.code, 1, "{output:?}");
+    assert!(output.err.contains("server.key"), "{output:?}");
+    assert_eq!((read("server.crt")?, read("server.key")?), before);
+    // Half a pair is no reason to lose that half.
+    std::fs::remove_file(certs.join("server.key"))?;
+    assert_eq!(anyproxy(&again).await?.code, 1);
+    assert_eq!(read("server.crt")?, before.0);
+
+    let mut openssl = tool("openssl");
+    openssl
+        .args(["x509", "-noout", "-ext", "subjectAltName,extendedKeyUsage", "-in"])
+        .arg(certs.join("server.crt"));
+    let shown = run(openssl).await?.ok()?;
+    assert!(shown.contains("DNS:localhost, IP Address:127.0.0.1"), "{shown}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hash_password_prints_a_hash_that_lets_its_user_in() -> Result {
+    let dir = tempfile::tempdir()?;
+    std::fs::write(dir.path().join("line"), "corréct horse: battery\n")?;
+    let mut program = Program::command(&["hash-password"])?;
+    program.stdin(File::open(dir.path().join("line"))?);
+    let output = run(program).await?;
+    assert_eq!((output.code, &*output.err), (0, ""), "{output:?}");
+    assert!(output.out.starts_with("$argon2id$") && output.out.lines().count() == 1, "{output:?}");
+    assert_eq!(anyproxy(&["hash-password"]).await?.code, 1, "no password at all");
+
+    let users = format!(", users: [ {{ username: alice, password_hash: '{}' }} ]", output.out.trim());
+    let options = Options { open: true, http: users.clone(), socks5: users, ..Options::default() };
+    let (stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    for (scheme, front) in [("http", stage.http_addr()), ("socks5h", stage.socks5_addr())] {
+        let url = target.url("/hello");
+        let right = format!("{scheme}://alice:corr%C3%A9ct%20horse%3A%20battery@{front}");
+        assert_eq!(curl(&right, &[&url]).await?.ok()?, "hello from inside\n", "{scheme}");
+        let wrong = curl(&format!("{scheme}://alice:horse@{front}"), &["--fail", &url]).await?;
+        assert_ne!(wrong.code, 0, "{scheme}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completions_are_a_script_the_shell_takes() -> Result {
+    let dir = tempfile::tempdir()?;
+    let script = anyproxy(&["completions", "bash"]).await?.ok()?;
+    std::fs::write(dir.path().join("script"), format!("{script}\ncomplete -p anyproxy\n"))?;
+    let mut bash = tool("bash");
+    bash.args(["--norc"]).arg(dir.path().join("script"));
+    assert!(run(bash).await?.ok()?.contains("anyproxy"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_which_rule_decides() -> Result {
+    let text = format!(
+        "proxy:
+  http:
+    listen_addr: 127.0.0.1:0
+    users:
+      - {{ username: alice, password: a, groups: [office, lab] }}
+      - {{ username: bob, password: b }}
+{GATEWAY}
+  forbidden_hosts: ['*.internal:22']
+  access:
+    default: deny
+    rules:
+      - {{ users: [alice], allow: ['*.internal'] }}
+  routes: [ {{ targets: ['*.lab.internal'], group: lab }} ]
+  limits: {{ rate: {{ per_second: 5 }}, per_user_connections: 7 }}
+"
+    );
+    let dir = folder(&text).await?;
+    let explain = async |user: &str, target: &str| {
+        let output = on_file(dir.path(), "explain", &["--user", user, target]).await?;
+        assert_eq!(output.err, "", "{target}");
+        output.ok()
+    };
+    let allowed = explain("alice", "tcp://wiki.lab.internal:443").await?;
+    assert!(allowed.starts_with("tcp://wiki.lab.internal:443 for alice by http: allowed\n"), "{allowed}");
+    for part in [
+        "rule 1 at file.yaml:18:9",
+        "group: lab, by gateway.routes",
+        "limit: 5 dials a second",
+        "limit: 7 streams of one user",
+    ] {
+        assert!(allowed.contains(part), "{part}: {allowed}");
+    }
+    let own = explain("alice", "tcp://wiki.internal:443").await?;
+    assert!(own.contains("group: office, the user's own"), "{own}");
+    for (user, target) in [("alice", "tcp://wiki.internal:22"), ("bob", "tcp://wiki.internal:443")] {
+        let denied = explain(user, target).await?;
+        assert!(denied.starts_with(&format!("{target} for {user} by http: denied\n")), "{denied}");
+    }
+    for bad in [&["--user", "carol", "tcp://a:1"][..], &["tcp://a:1"], &["--user", "bob", "a:1"]] {
+        assert_eq!(on_file(dir.path(), "explain", bad).await?.code, 1, "{bad:?}");
+    }
+    Ok(())
+}
+
+// === Files, variables, secrets ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environment_alone_configures_a_gateway_and_secrets_come_from_files() -> Result {
+    let dir = folder("").await?;
+    for (name, text) in [("users", "front pass\n"), ("clients", "tunnel pass")] {
+        std::fs::write(dir.path().join(name), text)?;
+    }
+    let mut gateway = Program::command(&["gateway"])?;
+    gateway.current_dir(dir.path());
+    for (name, value) in [
+        ("LOG__FORMAT", "json"),
+        ("PROXY__HTTP__LISTEN_ADDR", "127.0.0.1:0"),
+        ("PROXY__HTTP__AUTH_USERNAME", "alice"),
+        ("PROXY__HTTP__AUTH_PASSWORD_FILE", "users"),
+        ("GATEWAY__LISTEN_ADDR", "127.0.0.1:0"),
+        ("GATEWAY__TLS_CERT", "certs/server.crt"),
+        ("GATEWAY__TLS_KEY", "certs/server.key"),
+        ("GATEWAY__AUTH_USERNAME", "gateway_user"),
+        ("GATEWAY__AUTH_PASSWORD_FILE", "clients"),
+    ] {
+        gateway.env(format!("ANYPROXY_{name}"), value);
+    }
+    let gateway = Program::spawn(&mut gateway)?;
+    let text = format!(
+        "log: {{ format: json }}\nclient:\n  gateway_addr: {}\n  gateway_tls_cert: certs/server.crt\n  \
+         client_id: c\n  auth_username: gateway_user\n  auth_password: wrong\n",
+        gateway.listening("gateway")?
+    );
+    std::fs::write(dir.path().join("file.yaml"), text)?;
+    let mut client = Program::command(&["client", "--config", "file.yaml"])?;
+    // A variable wins over the file.
+    client.current_dir(dir.path()).env("ANYPROXY_CLIENT__AUTH_PASSWORD", "tunnel pass");
+    let client = Program::spawn(&mut client)?;
+    client.connected()?;
+    let target = HttpTarget::start().await?;
+    let proxy = format!("http://alice:front%20pass@{}", gateway.listening("http")?);
+    assert_eq!(curl(&proxy, &[&target.url("/hello")]).await?.ok()?, "hello from inside\n");
+
+    let mut mistyped = Program::command(&["gateway"])?;
+    mistyped.env("ANYPROXY_GATEWAY__LISTEN_ADR", ":1");
+    let output = run(mistyped).await?;
+    assert_eq!(output.code, 1);
+    assert!(output.err.contains("ANYPROXY_GATEWAY__LISTEN_ADR"), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p7_secrets_that_are_none_stop_the_start() -> Result {
+    for account in [
+        "auth_username: alice, auth_password: ''",
+        "auth_username: alice",
+        "auth_username: alice, auth_password_file: missing",
+        "auth_username: alice, auth_password_file: empty",
+        "auth_username: alice, auth_password: a, auth_password_file: certs/server.crt",
+        "users: [ { username: alice, password_hash: '$argon2id$broken' } ]",
+        "users: [ { username: alice, password: a }, { username: alice, password: b } ]",
+    ] {
+        let text = format!("proxy:\n  http: {{ listen_addr: '127.0.0.1:0', {account} }}\n{GATEWAY}");
+        let dir = folder(&text).await?;
+        std::fs::write(dir.path().join("empty"), "\n")?;
+        for command in ["check", "gateway"] {
+            let output = on_file(dir.path(), command, &[]).await?;
+            assert_eq!(output.code, 1, "{account}: {output:?}");
+            assert_eq!(output.err.lines().count(), 1, "{account}: {output:?}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_what_stops_a_start_is_said_in_one_line() -> Result {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let taken = taken.local_addr()?.to_string();
+    for (text, said) in [
+        (GATEWAY.replace("127.0.0.1:0", &taken), taken.as_str()),
+        (format!("proxy:\n  http: {{ listen_addr: '{taken}' }}\n{GATEWAY}"), taken.as_str()),
+        (GATEWAY.replace("server.crt", "missing.crt"), "certs/missing.crt"),
+        (GATEWAY.replace("server.key", "server.crt"), "certs/server.crt"),
+        ("client: {}\n".to_owned(), "gateway"),
+    ] {
+        let dir = folder(&text).await?;
+        let output = on_file(dir.path(), "gateway", &[]).await?;
+        assert_eq!(output.code, 1, "{text}: {output:?}");
+        assert_eq!(output.err.lines().count(), 1, "{text}: {output:?}");
+        assert!(output.err.starts_with("anyproxy: ") && output.err.contains(said), "{text}: {output:?}");
+    }
+    let output = anyproxy(&["gateway", "--config", "/nowhere/file.yaml"]).await?;
+    assert_eq!(output.code, 1);
+    assert!(output.err.starts_with("anyproxy: /nowhere/file.yaml: "), "{output:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r8_a_key_everybody_can_read_is_worth_a_warning() -> Result {
+    let dir = folder(&format!("log: {{ format: json }}\n{GATEWAY}")).await?;
+    std::fs::set_permissions(dir.path().join("certs/server.key"), Permissions::from_mode(0o644))?;
+    let mut gateway = Program::command(&["gateway", "--config", "file.yaml"])?;
+    let gateway = Program::spawn(gateway.current_dir(dir.path()))?;
+    gateway.listening("gateway")?;
+    gateway.line("a warning", |line| {
+        line["level"] == "WARN" && line["message"].to_string().contains("server.key")
+    })?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_front_for_everybody_must_be_asked_for() -> Result {
+    for (front, starts) in [
+        ("http: { listen_addr: ':0' }", false),
+        ("socks5: { listen_addr: '0.0.0.0:0' }", false),
+        ("socks5: { listen_addr: ':0', allow_anonymous: true }", true),
+        ("http: { listen_addr: '127.0.0.1:0' }", true),
+        ("http: { listen_addr: '[::1]:0' }", true),
+    ] {
+        let dir = folder(&format!("proxy:\n  {front}\n{GATEWAY}")).await?;
+        let output = on_file(dir.path(), "check", &[]).await?;
+        assert_eq!(output.code == 0, starts, "{front}: {output:?}");
+        assert_eq!(output.err.contains("allow_anonymous: true"), !starts, "{front}: {output:?}");
+    }
+    Ok(())
+}
+
+// === demo ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lines_that_demo_prints_work_as_they_are() -> Result {
+    let mut demo = Program::start(&["demo"])?;
+    demo.text("the end of what it prints", |line| line.contains("Ctrl-C").then_some(()))?;
+    let commands: Vec<_> = demo.lines().into_iter().filter(|line| line.starts_with("curl ")).collect();
+    assert_eq!(commands.len(), 3, "{:?}", demo.lines());
+    for command in commands {
+        // Whoever pastes it at once must not be too early.
+        let mut shell = tool("sh");
+        shell.args(["-c", &format!("{command} --silent --show-error --fail")]);
+        let answer = run(shell).await?.ok()?;
+        assert_eq!(answer, "Hello from a private service, through AnyProxy.\n", "{command}");
+    }
+    demo.signal(nix::sys::signal::Signal::SIGINT)?;
+    assert!(demo.wait()?.success());
+    Ok(())
+}
+
+// === Logs ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_write_one_line_about_a_stream_under_the_same_name() -> Result {
+    let (stage, target) = (Stage::start()?, anyproxy_tests::Target::echo().await?);
+    let address = Value::from(target.addr().to_string());
+    for (way, front) in [(Way::Connect, "http"), (Way::Socks5, "socks5")] {
+        let mut stream = tunnel(&stage, way, target.addr()).await?;
+        let source = stream.local_addr()?.to_string();
+        stream.write_all(b"twelve bytes").await?;
+        stream.shutdown().await?;
+        let mut back = String::new();
+        stream.read_to_string(&mut back).await?;
+        drop(stream);
+
+        let told = [("front", front.into()), ("target", address.clone())];
+        let (gateway, client) = (stage.gateway.access(&told)?, stage.client.access(&told)?);
+        assert!(gateway["stream"].as_str().is_some_and(|stream| stream.contains('-')), "{gateway}");
+        assert_eq!(gateway["stream"], client["stream"]);
+        assert_eq!(gateway["source"], source);
+        assert!(gateway["queue_ms"].as_u64().is_some(), "{gateway}");
+        for line in [gateway, client] {
+            for (name, value) in [
+                ("level", Value::from("INFO")),
+                ("user", USER.into()),
+                ("group", "default".into()),
+                ("network", "tcp".into()),
+                ("client", "client-1".into()),
+                ("bytes_up", 12.into()),
+                ("bytes_down", 12.into()),
+                ("outcome", "ok".into()),
+                ("end", "whole".into()),
+            ] {
+                assert_eq!(line[name], value, "{name}: {line}");
+            }
+            for name in ["open_ms", "first_byte_ms", "total_ms"] {
+                assert!(line[name].as_u64().is_some(), "{name}: {line}");
+            }
+        }
+    }
+    // A refusal has one as well, at both ends where both had a say.
+    let gone = { anyproxy_tests::Target::echo().await?.addr() };
+    assert!(tunnel(&stage, Way::Socks5, gone).await.is_err());
+    let told = [("outcome", "refused".into()), ("target", gone.to_string().into())];
+    assert_eq!(stage.gateway.access(&told)?["user"], USER);
+    assert_eq!(stage.client.access(&told)?["user"], USER);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o2_no_secret_is_in_any_log_line_or_metric_at_any_level() -> Result {
+    // Whatever a user or an operator would not want to read there; also as it is on the wire.
+    const WORDS: [&str; 8] = [
+        PASSWORD,
+        "dXNlcjpwYXNzOncwcmQ=",
+        "gateway_password",
+        "canary-wrong",
+        "canary-cookie",
+        "canary-token",
+        "canary-query",
+        "canary-body",
+    ];
+    let options = Options {
+        level: "trace".to_owned(),
+        top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(),
+        ..Options::default()
+    };
+    let (mut stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    let private = ["--header", "Cookie: a=canary-cookie", "--header", "Authorization: Bearer canary-token"];
+    let url = target.url("/headers?q=canary-query");
+    let private = [&private[..], &["--data", "canary-body", &url]].concat();
+    for proxy in [stage.http(), stage.socks5()] {
+        for tunnel in ["--no-proxytunnel", "--proxytunnel"] {
+            curl(&proxy, &[&[tunnel], &private[..]].concat()).await?.ok()?;
+            let wrong = proxy.replace("pass%3Aw0rd", "canary-wrong");
+            curl(&wrong, &[&[tunnel], &private[..]].concat()).await?;
+        }
+    }
+    let mut metrics = tool("curl");
+    metrics.args(["--silent", "--fail", &format!("http://{}/metrics", stage.gateway.listening("admin")?)]);
+    let metrics = run(metrics).await?.ok()?;
+    assert!(metrics.contains("anyproxy_"), "{metrics}");
+    // All lines are out when the processes are.
+    for program in [&mut stage.client, &mut stage.gateway] {
+        program.signal(nix::sys::signal::Signal::SIGTERM)?;
+        program.wait()?;
+    }
+    let logs = [stage.gateway.lines(), stage.client.lines()].concat().join("\n");
+    assert!(logs.contains("\"TRACE\"") || logs.contains("\"DEBUG\""), "the level was heard");
+    for word in WORDS {
+        assert!(!metrics.contains(word), "{word} in metrics");
+        let line = logs.lines().find(|line| line.contains(word));
+        assert_eq!(line, None, "{word}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o2_no_complaint_about_a_file_shows_a_secret() -> Result {
+    for account in [
+        "auth_username: alice, auth_pasword: canary-secret",
+        "auth_username: alice, auth_password: [canary-secret]",
+        "auth_username: alice, auth_password: { a: canary-secret }",
+        "auth_username: alice, auth_password: canary-secret, auth_password: canary-secret",
+        "auth_username: alice, auth_password: \"canary-secret",
+        "auth_username: alice, canary-secret",
+        "auth_username: alice, auth_password:canary-secret",
+        "auth_password: canary-secret",
+        "users: [ { username: alice, password_hash: canary-secret } ]",
+        "users: [ { username: alice, password: canary-secret, password_hash: canary-secret } ]",
+        "users: [ alice, canary-secret ]",
+        "users: canary-secret",
+    ] {
+        let text = format!("proxy:\n  http: {{ listen_addr: '127.0.0.1:0', {account} }}\n{GATEWAY}");
+        let dir = folder(&text).await?;
+        let output = on_file(dir.path(), "check", &[]).await?;
+        assert_eq!(output.code, 1, "{account}: {output:?}");
+        assert!(!format!("{output:?}").contains("canary-secret"), "{account}: {output:?}");
+    }
+    let mut variable = Program::command(&["gateway"])?;
+    variable.env("ANYPROXY_GATEWAY__AUTH_PASSWORD", "[canary-secret").env("ANYPROXY_LOG__LEVEL", "none");
+    let output = run(variable).await?;
+    assert!(output.code == 1 && !output.err.contains("canary-secret"), "{output:?}");
+    Ok(())
+}

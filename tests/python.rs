@@ -2,9 +2,7 @@
 
 use std::process::Command;
 
-use anyproxy_tests::{
-    HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, USER, python, run,
-};
+use anyproxy_tests::{HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, USER, python, run};
 
 const LENGTH: usize = 3_000_000;
 
@@ -74,5 +72,6 @@ async fn h2_connects_many_streams_in_one_connection() -> Result {
     let (host, port) = (stage.http_addr().ip().to_string(), stage.http_addr().port().to_string());
     let (certificate, login) = (stage.dir().join("server.crt"), format!("{USER}:{PASSWORD}"));
     let certificate = certificate.display().to_string();
-    passes(python("http2_connect.py")?, &[&host, &port, &certificate, &target.addr().to_string(), &login]).await
+    passes(python("http2_connect.py")?, &[&host, &port, &certificate, &target.addr().to_string(), &login])
+        .await
 }

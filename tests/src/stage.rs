@@ -119,11 +119,8 @@ impl Stage {
 fn text(gateway_port: u16, options: &Options) -> String {
     let Options { open, http, socks5, gateway, client, top, level } = options;
     let level = if level.is_empty() { "info" } else { level };
-    let account = if *open {
-        String::new()
-    } else {
-        format!(", auth_username: {USER}, auth_password: '{PASSWORD}'")
-    };
+    let account =
+        if *open { String::new() } else { format!(", auth_username: {USER}, auth_password: '{PASSWORD}'") };
     format!(
         "log: {{ level: {level}, format: json }}
 {top}

@@ -83,8 +83,8 @@ impl Error for ConfigError {}
 fn describe(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error as Yaml;
     match error {
-        Yaml::SerdeUnknownField { field, expected, .. } => unknown("key", field, expected),
-        Yaml::SerdeUnknownVariant { variant, expected, .. } => unknown("value", variant, expected),
+        Yaml::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
+        Yaml::SerdeUnknownVariant { variant, expected, .. } => unknown_value(variant, expected),
         Yaml::SerdeMissingField { field, .. } => format!("the key \"{field}\" is missing"),
         Yaml::DuplicateMappingKey { key: Some(key), .. } => format!("the key {key:?} stands here twice"),
         // What stands there may be a password that lost its key: tell what was expected, never what was found.
@@ -102,16 +102,30 @@ fn describe(error: &serde_saphyr::Error) -> String {
     }
 }
 
-fn unknown(what: &str, found: &str, expected: &[&str]) -> String {
-    let found: String = found.chars().take(64).collect();
-    let nearest = expected
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(candidate, &found), *candidate))
-        .min_by_key(|(distance, _)| *distance)
-        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1));
-    match nearest {
-        Some((_, candidate)) => format!("unknown {what} {found:?}, did you mean {candidate:?}?"),
-        None if expected.is_empty() => format!("unknown {what} {found:?}"),
-        None => format!("unknown {what} {found:?}, expected one of: {}", expected.join(", ")),
+/// What is not nearly a key may be a password that lost its own: it is not repeated.
+fn unknown_key(found: &str, expected: &[&str]) -> String {
+    if let Some((key, _)) = found.split_once(':')
+        && expected.contains(&key)
+    {
+        return format!("a space is missing behind \"{key}:\"");
     }
+    match nearest(found, expected) {
+        Some(candidate) => format!("unknown key {found:?}, did you mean {candidate:?}?"),
+        None => format!("unknown key, expected one of: {}", expected.join(", ")),
+    }
+}
+
+fn unknown_value(found: &str, expected: &[&str]) -> String {
+    let found: String = found.chars().take(64).collect();
+    match nearest(&found, expected) {
+        Some(candidate) => format!("unknown value {found:?}, did you mean {candidate:?}?"),
+        None => format!("unknown value {found:?}, expected one of: {}", expected.join(", ")),
+    }
+}
+
+fn nearest<'a>(found: &str, expected: &[&'a str]) -> Option<&'a str> {
+    let distances =
+        expected.iter().map(|candidate| (strsim::damerau_levenshtein(candidate, found), *candidate));
+    let (distance, candidate) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= (candidate.len() / 3).max(1)).then_some(candidate)
 }
