@@ -1,0 +1,116 @@
+//! Prometheus: scrapes the gateway, and finds nothing wrong with what it reads.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyproxy_tests::{HttpTarget, Options, Program, Result, Stage, free_port, run, tool, until};
+
+/// A stage whose gateway and client tell how they are.
+fn watched() -> Result<Stage> {
+    Stage::with(&Options { top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(), ..Options::default() })
+}
+
+/// The body of an admin page, and its status.
+async fn page(admin: SocketAddr, path: &str) -> Result<(String, String)> {
+    let mut curl = tool("curl");
+    curl.args(["--silent", "--max-time", "10", "--write-out", "\n%{http_code}"])
+        .arg(format!("http://{admin}{path}"));
+    let text = run(curl).await?.ok()?;
+    let (body, status) = text.rsplit_once('\n').ok_or("a status")?;
+    Ok((status.to_owned(), body.to_owned()))
+}
+
+async fn used(stage: &Stage, target: &HttpTarget) -> Result {
+    for (proxy, tunnel) in [
+        (stage.http(), "--no-proxytunnel"),
+        (stage.http(), "--proxytunnel"),
+        (stage.socks5(), "--no-proxytunnel"),
+    ] {
+        let mut curl = tool("curl");
+        curl.args(["--silent", "--max-time", "30", tunnel, "--proxy", &proxy, &target.url("/hello")]);
+        run(curl).await?.ok()?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promtool_finds_nothing_wrong_with_the_metrics_of_either_end() -> Result {
+    let (stage, target) = (watched()?, HttpTarget::start().await?);
+    used(&stage, &target).await?;
+    for end in [&stage.gateway, &stage.client] {
+        let (status, metrics) = page(end.listening("admin")?, "/metrics").await?;
+        assert_eq!(status, "200");
+        let file = stage.dir().join("metrics");
+        std::fs::write(&file, &metrics)?;
+        let mut promtool = tool("promtool");
+        promtool.args(["check", "metrics"]).stdin(Stdio::from(std::fs::File::open(&file)?));
+        let checked = run(promtool).await?;
+        assert_eq!((checked.code, checked.out.as_str(), checked.err.as_str()), (0, "", ""), "{metrics}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prometheus_scrapes_the_gateway_and_sees_its_streams() -> Result {
+    let (stage, target) = (watched()?, HttpTarget::start().await?);
+    used(&stage, &target).await?;
+    let admin = stage.gateway.listening("admin")?;
+    let (own, dir) = (free_port()?, stage.dir().display().to_string());
+    std::fs::write(
+        stage.dir().join("prometheus.yml"),
+        format!(
+            "global: {{ scrape_interval: 1s }}
+scrape_configs: [ {{ job_name: anyproxy, static_configs: [ {{ targets: ['{admin}'] }} ] }} ]
+"
+        ),
+    )?;
+    let _prometheus = Program::spawn(tool("prometheus").args([
+        format!("--config.file={dir}/prometheus.yml"),
+        format!("--storage.tsdb.path={dir}/tsdb"),
+        format!("--web.listen-address=127.0.0.1:{own}"),
+    ]))?;
+    let asked = SocketAddr::from(([127, 0, 0, 1], own));
+    until("a stream in Prometheus", async || {
+        let query = "/api/v1/query?query=sum(anyproxy_dials_total%7Boutcome%3D%22ok%22%7D)";
+        // Until it listens, curl says so.
+        let answer = page(asked, query).await.unwrap_or_default().1;
+        Ok(answer.contains(r#","3"]"#))
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_ready_while_a_client_is_there() -> Result {
+    let mut stage = watched()?;
+    let admin = stage.gateway.listening("admin")?;
+    assert_eq!(page(admin, "/readyz").await?.0, "200");
+    assert_eq!(page(admin, "/healthz").await?.0, "200");
+    stage.client.kill()?;
+    let took = until("not ready", async || Ok(page(admin, "/readyz").await?.0 == "503")).await?;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(page(admin, "/healthz").await?.0, "200");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o3_hosts_and_users_make_no_series() -> Result {
+    let stage = watched()?;
+    let admin = stage.gateway.listening("admin")?;
+    let series = async || {
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(page(admin, "/metrics").await?.1.lines().count())
+    };
+    let ask = |from: usize, to: usize| {
+        let mut curl = tool("curl");
+        curl.args(["--silent", "--output", "/dev/null", "--max-time", "60", "--proxy", &stage.http()]);
+        curl.arg(format!("http://host-[{from}-{to}].invalid/"));
+        run(curl)
+    };
+    ask(1, 2).await?;
+    let before = series().await?;
+    ask(3, 60).await?;
+    let after = series().await?;
+    assert!(after <= before && after < 500, "{before} lines, then {after}");
+    Ok(())
+}
