@@ -1,9 +1,9 @@
-use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 
 use anyproxy_front::RelayConfig;
 use http::HeaderValue;
+
+use crate::name::ProxyName;
 
 /// The smallest head limit that means anything: less does not hold an ordinary browser's request.
 const SMALLEST_HEAD: usize = 8 * 1024;
@@ -11,40 +11,42 @@ const SMALLEST_HEAD: usize = 8 * 1024;
 /// The settings of an HTTP front. `Config::default()` is what a gateway on the open internet wants.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What a login dialogue calls this place [AnyProxy].
+    /// What a login dialogue calls this place (default: AnyProxy).
     pub realm: Realm,
-    /// How this proxy signs `Via` and `Proxy-Status` [`anyproxy-` and eight random hex digits]. Two proxies in a row
-    /// must not share a name: a request that comes back with one's own is refused as a loop.
+    /// How this proxy signs `Via` and `Proxy-Status` (default: `anyproxy-` and eight random hex digits). Two proxies in
+    /// a row must not share a name: a request that comes back with one's own is refused as a loop.
     pub name: ProxyName,
-    /// The longest request or response head, in bytes [64 KiB; never less than 8 KiB]. Longer requests get 431,
-    /// longer responses become 502. A connection holds at most about twice this.
+    /// The longest request or response head, in bytes (default: 64 KiB; never less than 8 KiB). Longer requests get
+    /// 431, longer responses become 502. A connection holds at most about twice this.
     pub max_head: usize,
-    /// The most header fields of a request [100]. More get 431.
+    /// The most header fields of a request (default: 100). More get 431.
     pub max_headers: usize,
-    /// The longest request target, in bytes [8 KiB]. Longer ones get 414.
+    /// The longest request target, in bytes (default: 8 KiB). Longer ones get 414.
     pub max_uri: usize,
-    /// How long a request's head may take from its first byte [10 s]. Then 408 and the connection's end.
+    /// How long a request's head may take from its first byte (default: 10 s). Then 408 and the connection's end.
     pub head_timeout: Duration,
-    /// How long a connection may be idle before a request's first byte [75 s].
+    /// How long a connection may be idle before a request's first byte (default: 75 s).
     pub keep_alive_timeout: Duration,
     /// How long an exchange may go without a byte from or to the user, the wait for the target's first byte (504)
-    /// included [1 h]; `None` = for ever. Too short cuts long polls, too long keeps the streams of dead peers.
+    /// included (default: 1 h; `None` = for ever). Too short cuts long polls, too long keeps the streams of dead
+    /// peers.
     pub idle_timeout: Option<Duration>,
     /// How many bytes of chunk extensions and other padding one chunked message may carry besides its data
-    /// [16 KiB]; more ends it.
+    /// (default: 16 KiB); more ends it. Extensions in requests never exceed 16 KiB, whatever this says.
     pub max_padding: usize,
-    /// How many streams to targets a user connection may keep for its next requests [4]; 0 = none. Each is closed
-    /// with the connection.
+    /// How many streams to targets a user connection may keep for its next requests (default: 4; 0 = none). They are
+    /// closed with the connection.
     pub parked: usize,
-    /// How long the user connection may be idle before the streams it keeps are closed [10 s].
+    /// How long the user connection may be idle before the streams it keeps are closed (default: 10 s).
     pub parked_timeout: Duration,
     /// Time-outs of what `CONNECT` and `Upgrade` open.
     pub relay: RelayConfig,
-    /// The most requests at once on an HTTP/2 connection [128].
+    /// The most requests at once on an HTTP/2 connection (default: 128).
     pub max_concurrent_streams: u32,
-    /// The receive window of one HTTP/2 stream, in bytes [256 KiB]: what a user may send ahead of a slow target.
+    /// The receive window of one HTTP/2 stream, in bytes (default: 256 KiB): what a user may send ahead of a slow
+    /// target.
     pub stream_window: u32,
-    /// The receive window of a whole HTTP/2 connection, in bytes [1 MiB].
+    /// The receive window of a whole HTTP/2 connection, in bytes (default: 1 MiB).
     pub connection_window: u32,
 }
 
@@ -101,44 +103,6 @@ impl Default for Realm {
     }
 }
 
-/// The pseudonym of a proxy: a token (RFC 9110 section 5.6.2) that begins with a letter, at most 64 bytes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ProxyName(Box<str>);
-
-impl ProxyName {
-    /// A proxy of this name; `None` if that is no token or does not begin with a letter.
-    #[must_use]
-    pub fn new(name: &str) -> Option<Self> {
-        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        let fits = name.len() <= 64 && name.starts_with(|first: char| first.is_ascii_alphabetic());
-        (fits && name.bytes().all(token)).then(|| Self(name.into()))
-    }
-
-    /// The name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether a `Via` value (RFC 9110 section 7.6.3) shows that the message was here before.
-    pub(crate) fn signed(&self, via: &str) -> bool {
-        via.split(',').any(|hop| hop.split_ascii_whitespace().nth(1) == Some(self.as_str()))
-    }
-}
-
-impl Default for ProxyName {
-    /// A name that no other gateway has: chains of gateways are no loops.
-    fn default() -> Self {
-        Self(format!("anyproxy-{:08x}", RandomState::new().hash_one(()) >> 32).into())
-    }
-}
-
-impl fmt::Debug for ProxyName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,18 +112,5 @@ mod tests {
         let realm = Realm::new(r#"the "office""#).unwrap();
         assert_eq!(realm.challenge(), r#"Basic realm="the \"office\"", charset="UTF-8""#);
         assert!(Realm::new("a\nb").is_none());
-    }
-
-    #[test]
-    fn h24_a_via_is_ours_by_its_whole_name() {
-        let name = ProxyName::new("gate").unwrap();
-        assert!(name.signed("1.0 other, HTTP/1.1 gate (a comment)"));
-        assert!(!name.signed("1.1 gateway, 1.1 gate.example"));
-        assert!(ProxyName::new("a gate").is_none() && ProxyName::new("9").is_none());
-    }
-
-    #[test]
-    fn two_proxies_have_two_names() {
-        assert_ne!(ProxyName::default(), ProxyName::default());
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct Exchange<S, B> {
     keeps_alive: bool,
     upgrades: bool,
     max_padding: usize,
+    /// What ended the response too early; told once what came before has had its chance to leave.
+    fault: Option<Fault>,
 }
 
 enum Upload<B> {
@@ -116,6 +118,7 @@ where
             keeps_alive: false,
             upgrades: request.upgrades,
             max_padding: config.max_padding,
+            fault: None,
         }
     }
 
@@ -137,6 +140,7 @@ where
                 status if status.is_informational() => {}
                 _ => {
                     self.begin_download(&head).map_err(Fault::Malformed)?;
+                    self.finish_if_empty(cx);
                     return Poll::Ready(Ok(head));
                 }
             }
@@ -158,14 +162,14 @@ where
     }
 
     /// Ends the exchange at once if there is nothing more to come.
-    pub(crate) fn finish_if_empty(&mut self, cx: &mut Context<'_>) {
+    fn finish_if_empty(&mut self, cx: &mut Context<'_>) {
         if matches!(self.download, Download::Length(0)) {
             self.finish(cx);
         }
     }
 
     /// The stream, for what follows a 101.
-    pub(crate) fn into_stream(mut self: Box<Self>) -> Option<S> {
+    pub(crate) const fn take_stream(&mut self) -> Option<S> {
         self.stream.take()
     }
 
@@ -299,15 +303,22 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = &mut *self;
-        if let Poll::Ready(Err(fault)) = this.poll_upload(cx) {
-            this.stream = None;
+        if let Some(fault) = this.fault.take() {
             return Poll::Ready(Some(Err(fault)));
         }
-        let frame = this.poll_download(cx);
-        if matches!(frame, Poll::Ready(Some(Err(_)))) {
-            this.stream = None;
-        }
-        frame
+        let fault = match this.poll_upload(cx) {
+            Poll::Ready(Err(fault)) => fault,
+            _ => match this.poll_download(cx) {
+                Poll::Ready(Some(Err(fault))) => fault,
+                frame => return frame,
+            },
+        };
+        // The target learns it now. The user's side throws away what it holds when it is told: it gets one turn to
+        // send that on.
+        this.stream = None;
+        this.fault = Some(fault);
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn is_end_stream(&self) -> bool {

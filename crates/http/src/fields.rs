@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Version};
 
-use crate::config::ProxyName;
+use crate::name::ProxyName;
 use crate::wire::{encode_field, list_has};
 
 /// Not in `http::header`.
@@ -81,8 +81,11 @@ impl RequestHead<'_> {
         encode_field(dst, "host", self.host.as_bytes());
 
         let nominated = Nominated::by(self.headers);
+        // HTTP/2 may split it, and HTTP/1.1 knows only one (RFC 9113 section 8.2.3).
+        let split_cookie = self.version == Version::HTTP_2;
         for (field, value) in self.headers {
             let said_anew = match *field {
+                header::COOKIE => split_cookie,
                 header::HOST | header::CONTENT_LENGTH => true,
                 header::MAX_FORWARDS => self.max_forwards.is_some(),
                 header::TRAILER => self.body != RequestBody::Chunked,
@@ -96,6 +99,11 @@ impl RequestHead<'_> {
             }
         }
 
+        if split_cookie && self.headers.contains_key(header::COOKIE) {
+            let crumbs: Vec<&[u8]> =
+                self.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+            encode_field(dst, "cookie", &crumbs.join(&b"; "[..]));
+        }
         match self.body {
             RequestBody::None => {}
             RequestBody::Length(length) => encode_field(dst, "content-length", length.to_string().as_bytes()),

@@ -7,13 +7,14 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use anyproxy_core::{BoxError, ByteStream};
 use anyproxy_front::{Connection, Relay, RelayConfig};
 use bytes::{Buf as _, Bytes};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header;
+use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -134,6 +135,12 @@ async fn exchange<S, St>(
     };
     let (mut head, body) = response.into_parts();
     head.headers.remove(header::CONNECTION);
+    // What is sent on without a date gets one (RFC 9110 section 6.6.1).
+    if !head.headers.contains_key(header::DATE)
+        && let Ok(now) = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now()))
+    {
+        head.headers.insert(header::DATE, now);
+    }
     let stream = handoff.take().filter(|_| head.status.is_success());
     let ends = stream.is_none() && body.is_end_stream();
     let Ok(send) = respond.send_response(Response::from_parts(head, ()), ends) else { return };

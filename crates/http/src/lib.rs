@@ -46,24 +46,55 @@
 //! # Limits
 //!
 //! [`Config`] has them all, with what happens beyond them.
+//!
+//! # Features
+//!
+//! `front`, on by default, is all of the above. Without it only the sans-IO parts are left, for fuzzing without TLS.
 
-mod ask;
-mod body;
+#[cfg(feature = "front")]
 mod config;
-mod exchange;
-mod fields;
-mod http2;
+#[cfg(feature = "front")]
 mod proxy;
-mod refusal;
+
+#[cfg(feature = "front")]
+mod ask;
+#[cfg(feature = "front")]
 mod requests;
+
+#[cfg(feature = "front")]
+mod body;
+#[cfg(feature = "front")]
+mod exchange;
+#[cfg(feature = "front")]
+mod fields;
+
+#[cfg(feature = "front")]
+mod refusal;
+#[cfg(feature = "front")]
 mod reuse;
+#[cfg(feature = "front")]
 mod session;
+
+#[cfg(feature = "front")]
+mod http2;
+
+// Without the front, the fuzz targets are all that calls these.
+#[cfg_attr(not(feature = "front"), allow(dead_code))]
+mod name;
+mod proxy_status;
+#[cfg_attr(not(feature = "front"), allow(dead_code))]
 mod wire;
 
+#[cfg(feature = "front")]
 pub use body::UserBody;
-pub use config::{Config, ProxyName, Realm};
+#[cfg(feature = "front")]
+pub use config::{Config, Realm};
+pub use name::ProxyName;
+#[cfg(feature = "front")]
 pub use proxy::{HttpProxy, RequestService};
+#[cfg(feature = "front")]
 pub use requests::{Requests, ResponseBody, ResponseFuture, StreamOf};
+#[cfg(feature = "front")]
 pub use reuse::{Kept, Reuse, ReuseLayer};
 pub use wire::Malformed;
 
@@ -77,6 +108,6 @@ pub mod fuzz {
 
     /// Any text in `Proxy-Status` comes back as it was.
     pub fn proxy_status(data: &[u8]) {
-        crate::refusal::check_proxy_status(data);
+        crate::proxy_status::check_proxy_status(data);
     }
 }

@@ -204,16 +204,16 @@ where
         let mut machine = pin!(Some(self.http1().serve_connection(user, TowerToHyperService::new(service))));
         let mut stopping = false;
         let ended = loop {
-            let Some(connection) = machine.as_mut().as_pin_mut() else { return None };
+            let connection = machine.as_mut().as_pin_mut()?;
             tokio::select! {
                 biased;
-                ended = connection => break ended,
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
                     if let Some(connection) = machine.as_mut().as_pin_mut() {
                         connection.graceful_shutdown();
                     }
                 }
+                ended = connection => break ended,
             }
         };
         if let Err(error) = &ended {

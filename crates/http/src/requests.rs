@@ -36,38 +36,31 @@ pub type StreamOf<M> = <<M as Service<Login>>::Response as Service<Dial>>::Respo
 /// layers may wrap it.
 ///
 /// [`HttpProxy::layer`]: crate::HttpProxy::layer
-pub struct Requests<M> {
+pub struct Requests<M>(Arc<Served<M>>);
+
+/// What all requests of a connection have in common.
+struct Served<M> {
     stack: M,
     config: Arc<Config>,
     source: SocketAddr,
     session: Arc<Session>,
 }
 
-impl<M: Clone> Clone for Requests<M> {
+impl<M> Clone for Requests<M> {
     fn clone(&self) -> Self {
-        Self {
-            stack: self.stack.clone(),
-            config: self.config.clone(),
-            source: self.source,
-            session: self.session.clone(),
-        }
+        Self(self.0.clone())
     }
 }
 
 impl<M> fmt::Debug for Requests<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Requests").field("source", &self.source).finish_non_exhaustive()
+        f.debug_struct("Requests").field("source", &self.0.source).finish_non_exhaustive()
     }
 }
 
 impl<M> Requests<M> {
-    pub(crate) const fn new(
-        stack: M,
-        config: Arc<Config>,
-        source: SocketAddr,
-        session: Arc<Session>,
-    ) -> Self {
-        Self { stack, config, source, session }
+    pub(crate) fn new(stack: M, config: Arc<Config>, source: SocketAddr, session: Arc<Session>) -> Self {
+        Self(Arc::new(Served { stack, config, source, session }))
     }
 }
 
@@ -91,27 +84,26 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let this = self.clone();
+        let served = self.0.clone();
         let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
-        let busy = this.session.begin(chunked);
+        let busy = served.session.begin(chunked);
         Box::pin(async move {
-            let config = this.config.clone();
             let connects = request.method() == Method::CONNECT && request.version() != Version::HTTP_2;
-            Ok(match this.answer(request, busy.clone()).await {
+            Ok(match served.answer(request, busy.clone()).await {
                 Ok(response) => response,
                 Err(refusal) => {
                     // What a refused CONNECT has sent already was meant for somebody else (RFC 9110 section 9.3.6).
                     let refusal = if connects { refusal.closing() } else { refusal };
-                    refusal.into_response(&config).map(|text| ResponseBody::whole(text, busy))
+                    refusal.into_response(&served.config).map(|text| ResponseBody::whole(text, busy))
                 }
             })
         })
     }
 }
 
-impl<M: GatewayStack> Requests<M> {
+impl<M: GatewayStack> Served<M> {
     async fn answer<B>(
-        self,
+        &self,
         request: Request<B>,
         busy: Busy,
     ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
@@ -242,7 +234,7 @@ impl<M: GatewayStack> Requests<M> {
         let waited = within(&self.session.timer, self.config.idle_timeout, wait).await;
         let head = waited.ok_or(Fault::Silent)??;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(self.switch(parts, route, head, exchange));
+            return Ok(self.switch(parts, route, head, &mut exchange));
         }
         let mut response = Response::new(());
         *response.status_mut() = head.status;
@@ -259,7 +251,6 @@ impl<M: GatewayStack> Requests<M> {
         *response.headers_mut() = headers;
         // To a user of HTTP/1.0, a response without a length ends with the connection.
         let ends_with_connection = parts.version == Version::HTTP_10 && !exchange.has_length();
-        poll_fn(|cx| Poll::Ready(exchange.finish_if_empty(cx))).await;
         Ok(Ok(response.map(|()| ResponseBody(Kind::Exchange { exchange, ends_with_connection }))))
     }
 
@@ -269,7 +260,7 @@ impl<M: GatewayStack> Requests<M> {
         parts: &Parts,
         route: &Route,
         head: ResponseHead,
-        exchange: Box<Exchange<StreamOf<M>, B>>,
+        exchange: &mut Exchange<StreamOf<M>, B>,
     ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
@@ -278,7 +269,7 @@ impl<M: GatewayStack> Requests<M> {
         let protocol = head.headers.get(header::UPGRADE).cloned();
         let mut headers = head.headers;
         clean_response(&mut headers, head.http_11, &self.config.name);
-        if let Some(stream) = exchange.into_stream() {
+        if let Some(stream) = exchange.take_stream() {
             hand_off(parts, stream)?;
         }
         let mut response = Response::new(ResponseBody::whole(Bytes::new(), busy));

@@ -19,6 +19,9 @@ pub(crate) struct Session {
     active: AtomicUsize,
     /// Changes with every beginning and end of a request.
     turn: AtomicU64,
+    started: Instant,
+    /// When the last request ended, in milliseconds since `started`.
+    idle_since: AtomicU64,
     /// Whether a response broke off that can only end by the connection's end, which must be seen as broken.
     broken: AtomicBool,
     /// Bytes read from the user for the present chunked body, framing included; see [`Session::fits`].
@@ -37,6 +40,8 @@ impl Session {
         Arc::new(Self {
             active: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
+            started: Instant::now(),
+            idle_since: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             wire: AtomicU64::new(0),
             earned: AtomicU64::new(0),
@@ -58,6 +63,10 @@ impl Session {
 
     fn is_busy(&self) -> bool {
         self.active.load(Ordering::Relaxed) > 0
+    }
+
+    fn idle_since(&self) -> Instant {
+        self.started + Duration::from_millis(self.idle_since.load(Ordering::Relaxed))
     }
 
     /// The connection must not end as if all were well.
@@ -108,6 +117,8 @@ impl Drop for Busy {
     fn drop(&mut self) {
         if self.0.active.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.0.chunked.store(false, Ordering::Relaxed);
+            let since = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.0.idle_since.store(since, Ordering::Relaxed);
         }
         self.0.turn.fetch_add(1, Ordering::Relaxed);
     }
@@ -174,6 +185,8 @@ pub(crate) struct Watched<U> {
     turn: u64,
     /// When the present wait began, or last made progress; taken late, at the first wait.
     since: Option<Instant>,
+    /// When a busy connection was last looked at.
+    checked: Option<Instant>,
     /// Whether bytes came in this turn.
     heard: bool,
     timer: Timer,
@@ -200,7 +213,16 @@ impl<U> Watched<U> {
             // What the machine may have read and not delivered yet: a full buffer, and a piece on its way.
             slack: config.max_padding + 2 * config.head_limit(),
         };
-        Self { inner, session, limits, turn: 0, since: None, heard: false, timer: Timer::default() }
+        Self {
+            inner,
+            session,
+            limits,
+            turn: 0,
+            since: None,
+            checked: None,
+            heard: false,
+            timer: Timer::default(),
+        }
     }
 
     /// The connection itself.
@@ -214,6 +236,7 @@ impl<U> Watched<U> {
         if self.turn != turn {
             self.turn = turn;
             self.since = None;
+            self.checked = None;
             self.heard = false;
         }
     }
@@ -239,26 +262,40 @@ impl<U> Watched<U> {
 
 impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
     /// Nothing to read: ready when there has been nothing for too long.
+    ///
+    /// A request's end does not wake the reader, so the timer is never set further than the nearest limit that may
+    /// hold by then, and the time of the end is read from the session.
     fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.catch_up();
-        let since = *self.since.get_or_insert_with(Instant::now);
-        if self.session.is_busy() {
-            let Some(limit) = self.limits.idle else { return Poll::Pending };
-            ready!(self.timer.poll(cx, since + limit));
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing moved for too long")));
+        let nearest = self.limits.parked.min(self.limits.keep_alive);
+        loop {
+            self.catch_up();
+            if self.session.is_busy() {
+                let since = *self.since.get_or_insert_with(Instant::now);
+                let checked = *self.checked.get_or_insert(since);
+                let (limit, soon) = (self.limits.idle.map(|limit| since + limit), checked + nearest);
+                ready!(self.timer.poll(cx, limit.map_or(soon, |limit| limit.min(soon))));
+                let now = Instant::now();
+                if self.session.is_busy() && limit.is_some_and(|limit| limit <= now) {
+                    let error = io::Error::new(io::ErrorKind::TimedOut, "nothing moved for too long");
+                    return Poll::Ready(Err(error));
+                }
+                self.checked = Some(now);
+                continue;
+            }
+            if let Some(limit) = self.limits.head.filter(|_| self.heard) {
+                let since = *self.since.get_or_insert_with(Instant::now);
+                ready!(self.timer.poll(cx, since + limit));
+                self.say_timeout(cx);
+                return Poll::Ready(Ok(()));
+            }
+            let since = self.session.idle_since();
+            if !self.session.park.is_empty() {
+                ready!(self.timer.poll(cx, since + nearest));
+                self.session.park.clear();
+            }
+            // The end of the connection, as far as the machine above is told: it closes in peace.
+            return self.timer.poll(cx, since + self.limits.keep_alive).map(Ok);
         }
-        if let Some(limit) = self.limits.head.filter(|_| self.heard) {
-            ready!(self.timer.poll(cx, since + limit));
-            self.say_timeout(cx);
-            return Poll::Ready(Ok(()));
-        }
-        // What is kept for coming requests was last used before this wait began.
-        if !self.session.park.is_empty() {
-            ready!(self.timer.poll(cx, since + self.limits.parked.min(self.limits.keep_alive)));
-            self.session.park.clear();
-        }
-        // The end of the connection, as far as the machine above is told: it closes in peace.
-        self.timer.poll(cx, since + self.limits.keep_alive).map(Ok)
     }
 
     /// Tells the user why, as far as the connection takes it at once. The machine above sees an end.

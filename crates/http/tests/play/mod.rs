@@ -1,15 +1,23 @@
 //! A stage for a front: users, targets and a stack between them, all in memory.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(dead_code, reason = "not every test file uses all of it")]
+
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use anyproxy_core::{
     Account, BoxError, BoxGateway, Dial, DialService as _, GatewayStack, Identity, Login, Outcome,
 };
+use anyproxy_front::Connection;
 use anyproxy_http::{Config, HttpProxy, ProxyName, RequestService, Requests, ReuseLayer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, DuplexStream, ReadBuf,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tower::{Layer, ServiceBuilder};
@@ -118,7 +126,17 @@ impl Stage {
         let (near, far) = tokio::io::duplex(ROOM);
         let stop = self.stop.clone();
         tokio::spawn(async move { proxy.serve_connection(far, source(), &stop).await });
-        User { io: near }
+        User { io: near, kept: None }
+    }
+
+    /// A new connection, and whether the front made its end a reset.
+    pub(crate) fn user_seen(&self) -> (User, Arc<AtomicBool>) {
+        let (near, far) = tokio::io::duplex(ROOM);
+        let aborted = Arc::new(AtomicBool::new(false));
+        let far = Seen { io: far, aborted: aborted.clone() };
+        let (proxy, stop) = (HttpProxy::new(self.stack()), self.stop.clone());
+        tokio::spawn(async move { proxy.serve_connection(far, source(), &stop).await });
+        (User { io: near, kept: None }, aborted)
     }
 
     /// The next stream a dial has opened.
@@ -140,6 +158,8 @@ impl Stage {
 /// A user's end of a connection.
 pub(crate) struct User {
     pub(crate) io: DuplexStream,
+    /// The target that its connection keeps a stream to, as far as the test knows.
+    pub(crate) kept: Option<Target>,
 }
 
 /// A target's end of a stream.
@@ -210,5 +230,41 @@ impl User {
                 return body;
             }
         }
+    }
+}
+
+/// A connection that remembers its reset.
+struct Seen {
+    io: DuplexStream,
+    aborted: Arc<AtomicBool>,
+}
+
+impl Connection for Seen {
+    fn abort(&mut self) {
+        self.aborted.store(true, Ordering::SeqCst);
+    }
+}
+
+impl AsyncRead for Seen {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Seen {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -1,0 +1,374 @@
+//! HTTP/2 from outside: an h2 client as the user, targets played by the test.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod play;
+
+use std::task::Poll;
+use std::time::Duration;
+
+use anyproxy_core::Outcome;
+use anyproxy_http::{Config, HttpProxy, ProxyName};
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::ext::Protocol;
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, StatusCode};
+use play::{Stage, source};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinHandle;
+
+#[tokio::test]
+async fn a_request_is_sent_on_in_http_1_1() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (response, _) = user.ask(get("http://t.lan/x?y"), true);
+    let mut target = stage.target().await;
+    assert_eq!(target.name, "t.lan:80");
+    let head = target.head().await;
+    assert!(
+        head.starts_with("GET /x?y HTTP/1.1\r\nhost: t.lan\r\n") && head.contains("via: 2.0 gate\r\n"),
+        "{head}"
+    );
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nKeep-Alive: x\r\nX-Is: so\r\n\r\nhello").await;
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["x-is"], "so");
+    assert!(!response.headers().contains_key("keep-alive"));
+    assert_eq!(read(response.into_body()).await.unwrap(), "hello");
+}
+
+#[tokio::test]
+async fn a_split_cookie_is_joined_and_a_date_is_added() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let mut request = get("http://t/");
+    for crumb in ["a=1", "b=2"] {
+        request.headers_mut().append("cookie", crumb.parse().unwrap());
+    }
+    let (response, _) = user.ask(request, true);
+    let mut target = stage.target().await;
+    let head = target.head().await;
+    assert!(head.contains("cookie: a=1; b=2\r\n"), "{head}");
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert!(response.await.unwrap().headers()["date"].to_str().unwrap().ends_with(" GMT"));
+}
+
+#[tokio::test]
+async fn many_requests_travel_at_once_and_each_is_a_dial() {
+    let stage = Stage::keeping();
+    let mut user = connect(&stage).await;
+    let responses: Vec<_> = (0..8).map(|_| user.ask(get("http://t.lan/"), true).0).collect();
+    let mut targets = Vec::new();
+    for _ in 0..8 {
+        let mut target = stage.target().await;
+        target.head().await;
+        targets.push(target);
+    }
+    for (turn, target) in targets.iter_mut().enumerate().rev() {
+        target.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{turn}")).await;
+    }
+    let mut seen = Vec::new();
+    for response in responses {
+        seen.push(read(response.await.unwrap().into_body()).await.unwrap());
+    }
+    seen.sort();
+    assert_eq!(seen.concat(), "01234567");
+    assert_eq!(stage.dials(), 8);
+}
+
+#[tokio::test]
+async fn a_body_of_unknown_length_goes_out_in_chunks_with_its_trailers() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (response, mut body) = user.ask(request(Method::POST, "http://t/"), false);
+    body.send_data("hello".into(), false).unwrap();
+    let trailers = [("x-sum", "1"), ("content-length", "9")];
+    let trailers = trailers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+    body.send_trailers(trailers.into_iter().collect()).unwrap();
+    let mut target = stage.target().await;
+    assert!(target.head().await.contains("transfer-encoding: chunked\r\n"));
+    let expected = "5\r\nhello\r\n0\r\nx-sum: 1\r\n\r\n";
+    assert_eq!(target.take(expected.len()).await, expected);
+    target.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-End: yes\r\nHost: h\r\n\r\n").await;
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "ok");
+    assert!(body.data().await.is_none());
+    let trailers = body.trailers().await.unwrap().unwrap();
+    assert_eq!(trailers["x-end"], "yes");
+    assert!(!trailers.contains_key("host"));
+}
+
+#[tokio::test]
+async fn connect_carries_bytes_and_keeps_half_closes() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (mut send, mut receive, mut target) = tunnel(&stage, &mut user).await;
+    send.send_data("ping".into(), false).unwrap();
+    assert_eq!(target.take(4).await, "ping");
+    target.say("pong").await;
+    assert_eq!(receive.data().await.unwrap().unwrap(), "pong");
+    send.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(target.rest().await, "");
+    target.say("more").await;
+    assert_eq!(receive.data().await.unwrap().unwrap(), "more");
+    drop(target);
+    assert_eq!(read(receive).await, Ok(String::new()), "an end is an end");
+}
+
+#[tokio::test]
+async fn i5_a_cancelled_tunnel_is_no_clean_end() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (mut send, _receive, mut target) = tunnel(&stage, &mut user).await;
+    send.send_reset(Reason::CANCEL);
+    // In memory a reset is a drop: both ways are gone at once, which a half-close never does.
+    assert_eq!(target.rest().await, "");
+    assert!(target.io.write_all(b"x").await.is_err() || target.io.flush().await.is_err());
+}
+
+#[tokio::test]
+async fn i5_a_response_that_breaks_off_is_reset() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (response, _) = user.ask(get("http://t/"), true);
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+    let body = response.await.unwrap().into_body();
+    drop(target);
+    assert_eq!(read(body).await.unwrap_err(), Some(Reason::INTERNAL_ERROR));
+}
+
+#[tokio::test]
+async fn a_refused_dial_costs_its_stream_alone() {
+    let stage = Stage::refusing(Outcome::Denied);
+    let mut user = connect(&stage).await;
+    for request in [get("http://t/"), request(Method::CONNECT, "t:443")] {
+        let response = user.ask(request, true).0.await.unwrap();
+        assert_eq!(response.status(), StatusCode::FORBIDDEN);
+        let status = response.headers()["proxy-status"].to_str().unwrap();
+        assert!(status.starts_with("gate; error=http_request_denied; next-hop=t:"), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn p1_a_missing_login_is_407() {
+    let stage = Stage::with_login("user", "pass");
+    let mut user = connect(&stage).await;
+    let response = user.ask(get("http://t/"), true).0.await.unwrap();
+    assert_eq!(response.status(), StatusCode::PROXY_AUTHENTICATION_REQUIRED);
+    assert_eq!(response.headers()["proxy-authenticate"], "Basic realm=\"AnyProxy\", charset=\"UTF-8\"");
+}
+
+#[tokio::test]
+async fn https_is_not_fetched_in_clear_text() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let response = user.ask(get("https://t/"), true).0.await.unwrap();
+    assert_eq!(response.status(), StatusCode::NOT_IMPLEMENTED);
+    assert_eq!(stage.dials(), 0);
+}
+
+#[tokio::test]
+async fn an_extended_connect_is_a_websocket_at_the_target() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (response, mut send) = user.ask(extended("websocket", "http://t/chat"), false);
+    let mut target = stage.target().await;
+    let head = target.head().await;
+    assert!(head.starts_with("GET /chat HTTP/1.1\r\nhost: t\r\n"), "{head}");
+    for field in [
+        "upgrade: websocket\r\nconnection: upgrade\r\n",
+        "sec-websocket-key: ",
+        "sec-websocket-version: 13\r\n",
+    ] {
+        assert!(head.contains(field), "{head}");
+    }
+    target
+        .say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\nSec-WebSocket-Protocol: chat\r\n\r\nfirst")
+        .await;
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["sec-websocket-protocol"], "chat");
+    assert!(!response.headers().contains_key("sec-websocket-accept"));
+    let mut receive = response.into_body();
+    assert_eq!(receive.data().await.unwrap().unwrap(), "first");
+    send.send_data("frame".into(), false).unwrap();
+    assert_eq!(target.take(5).await, "frame");
+}
+
+#[tokio::test]
+async fn an_extended_connect_that_its_target_declines_is_told_so() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (response, _send) = user.ask(extended("websocket", "http://t/chat"), false);
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").await;
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    assert_eq!(read(response.into_body()).await.unwrap(), "no");
+}
+
+#[tokio::test]
+async fn other_extended_protocols_are_501() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (response, _send) = user.ask(extended("connect-udp", "http://t/x"), false);
+    assert_eq!(response.await.unwrap().status(), StatusCode::NOT_IMPLEMENTED);
+    assert_eq!(stage.dials(), 0);
+}
+
+#[tokio::test]
+async fn rapid_reset_ends_the_connection() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    // One poll of the proxy sees them all: opened and reset before anybody looked.
+    for _ in 0..100 {
+        let Ok((_, mut send)) = user.requests.send_request(get("http://t/"), false) else { break };
+        send.send_reset(Reason::CANCEL);
+    }
+    assert!(user.connection.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_flood_of_header_fields_never_becomes_a_request() {
+    let stage = Stage::open();
+    let (mut user, far) = tokio::io::duplex(64 * 1024);
+    serve(&stage, far);
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS; HEADERS without END_HEADERS; then CONTINUATION without end, of literal fields.
+    bytes.extend_from_slice(&[0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    bytes.extend_from_slice(&[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82]);
+    let field = [&[0x40, 3][..], b"abc", &[100], &[b'x'; 100]].concat();
+    let piece: Vec<u8> = field.iter().copied().cycle().take(field.len() * 100).collect();
+    let mut frame = u32::try_from(piece.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend_from_slice(&[9, 0, 0, 0, 0, 1]);
+    frame.extend_from_slice(&piece);
+    let mut sent = 0;
+    let flood = async {
+        user.write_all(&bytes).await?;
+        loop {
+            user.write_all(&frame).await?;
+            sent += frame.len();
+            assert!(sent < 4 * 1024 * 1024, "nobody stops it");
+        }
+        #[expect(unreachable_code, reason = "names the error")]
+        std::io::Result::Ok(())
+    };
+    assert!(flood.await.is_err());
+    let mut rest = Vec::new();
+    let _ = user.read_to_end(&mut rest).await;
+    assert_eq!(stage.dials(), 0);
+}
+
+#[tokio::test]
+async fn a_reader_who_stops_holds_its_stream_alone_back() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (slow, _) = user.ask(get("http://slow/"), true);
+    let mut source = stage.target().await;
+    source.head().await;
+    source.say("HTTP/1.1 200 OK\r\n\r\n").await;
+    let _unread = slow.await.unwrap();
+    let piece = vec![b'x'; 16 * 1024];
+    let mut sent = 0;
+    while let Ok(written) = tokio::time::timeout(Duration::from_millis(200), source.io.write(&piece)).await {
+        sent += written.unwrap();
+        assert!(sent < 1024 * 1024, "nobody holds the target back");
+    }
+    let (quick, _) = user.ask(get("http://quick/"), true);
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(quick.await.unwrap().status(), StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn after_stop_what_is_under_way_is_finished() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (response, _) = user.ask(get("http://t/"), true);
+    let mut target = stage.target().await;
+    target.head().await;
+    stage.stop.cancel();
+    tokio::task::yield_now().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(read(response.await.unwrap().into_body()).await.unwrap(), "ok");
+    drop(user.requests);
+    user.connection.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_closed() {
+    let stage = Stage::open();
+    let user = connect(&stage).await;
+    let began = tokio::time::Instant::now();
+    let _ = user.connection.await.unwrap();
+    assert!((75..=76).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+struct User {
+    requests: SendRequest<Bytes>,
+    connection: JoinHandle<Result<(), h2::Error>>,
+}
+
+impl User {
+    fn ask(&mut self, request: Request<()>, ends: bool) -> (ResponseFuture, SendStream<Bytes>) {
+        self.requests.send_request(request, ends).unwrap()
+    }
+}
+
+fn serve(stage: &Stage, far: tokio::io::DuplexStream) {
+    let config = Config { name: ProxyName::new("gate").unwrap(), ..Config::default() };
+    let proxy = HttpProxy::new(stage.stack()).with_config(config);
+    let stop = stage.stop.clone();
+    tokio::spawn(async move { proxy.serve_http2(far, source(), &stop).await });
+}
+
+async fn connect(stage: &Stage) -> User {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    serve(stage, far);
+    let (requests, mut connection) = h2::client::handshake(near).await.unwrap();
+    // The proxy's settings arrive before the first request: extended CONNECT needs them.
+    std::future::poll_fn(|cx| {
+        let _ = std::pin::Pin::new(&mut connection).poll(cx);
+        if requests.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    let connection = tokio::spawn(connection);
+    User { requests, connection }
+}
+
+fn request(method: Method, uri: &str) -> Request<()> {
+    Request::builder().method(method).uri(uri).body(()).unwrap()
+}
+
+fn get(uri: &str) -> Request<()> {
+    request(Method::GET, uri)
+}
+
+fn extended(protocol: &'static str, uri: &str) -> Request<()> {
+    let mut request = request(Method::CONNECT, uri);
+    request.extensions_mut().insert(Protocol::from_static(protocol));
+    request
+}
+
+async fn tunnel(stage: &Stage, user: &mut User) -> (SendStream<Bytes>, RecvStream, play::Target) {
+    let (response, send) = user.ask(request(Method::CONNECT, "t:443"), false);
+    let target = stage.target().await;
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    (send, response.into_body(), target)
+}
+
+async fn read(mut body: RecvStream) -> Result<String, Option<Reason>> {
+    let mut text = String::new();
+    while let Some(data) = body.data().await {
+        let data = data.map_err(|error| error.reason())?;
+        text += std::str::from_utf8(&data).unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    Ok(text)
+}
