@@ -31,7 +31,7 @@ impl<S> Layer<S> for TraceLayer {
 }
 
 /// The service of [`TraceLayer`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Trace<S> {
     inner: S,
 }
