@@ -384,7 +384,7 @@ impl Registered {
         let mut driver = pin!(driver);
         let orderly = async {
             link.replaced.cancelled().await;
-            link.tunnel.drain();
+            link.tunnel.replace();
             tokio::time::sleep(REPLACED_GRACE).await;
         };
         let reason = tokio::select! {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyproxy_core::StreamRef;
 use anyproxy_mux::frame::{
-    ClientHello, GatewayHello, GoAway, Network, Open, OpenErr, OpenErrClass, OpenOk, StreamFrame, StreamId,
-    ToClient, ToGateway,
+    ClientHello, GatewayHello, GoAway, GoAwayCode, Network, Open, OpenErr, OpenErrClass, OpenOk, StreamFrame,
+    StreamId, ToClient, ToGateway,
 };
 use anyproxy_mux::{Client, Event, Mux};
 use bytes::Bytes;
@@ -60,7 +60,7 @@ pub struct ClientTunnel(Arc<Desk<Command>>);
 impl ClientTunnel {
     /// Takes no more opens, and tells the gateway; living streams go on, and with the last of them the tunnel ends.
     pub fn drain(&self) {
-        self.0.drain();
+        self.0.drain(GoAwayCode::Shutdown, "draining");
     }
 
     /// Ends the tunnel and all its streams now.

@@ -110,8 +110,9 @@ impl<E: End> Core<E> {
         // Taken after the bell was answered and served before it: what a stream wants comes after its open.
         let orders = self.desk.take();
         // Before the commands, so that no open leaves that would have to be given up.
-        if orders.drain || orders.close {
-            mux.go_away(GoAwayCode::Shutdown, if orders.close { "closed" } else { "draining" });
+        let farewell = if orders.close { Some((GoAwayCode::Shutdown, "closed")) } else { orders.drain };
+        if let Some((code, reason)) = farewell {
+            mux.go_away(code, reason);
         }
         for command in orders.commands {
             E::serve(self, mux, now, command);

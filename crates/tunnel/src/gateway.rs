@@ -96,7 +96,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.desk.drain();
+        self.desk.drain(GoAwayCode::Shutdown, "draining");
     }
 }
 
@@ -196,7 +196,12 @@ impl Tunnel {
 
     /// Opens no more, and tells the client; living streams go on, and with the last of them the tunnel ends.
     pub fn drain(&self) {
-        self.0.desk.drain();
+        self.0.desk.drain(GoAwayCode::Shutdown, "draining");
+    }
+
+    /// The same because another tunnel serves in its place: the client is told not to come back in a hurry.
+    pub fn replace(&self) {
+        self.0.desk.drain(GoAwayCode::Replaced, "another process with this client id took over");
     }
 
     /// Ends the tunnel and all its streams now.

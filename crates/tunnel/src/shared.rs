@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyproxy_mux::frame::GoAwayCode;
 use tokio::sync::watch;
 
 use crate::cell::Bell;
@@ -137,7 +138,8 @@ pub(crate) struct Desk<C> {
 #[derive(Debug)]
 pub(crate) struct Orders<C> {
     pub(crate) commands: Vec<C>,
-    pub(crate) drain: bool,
+    /// What the go-away says.
+    pub(crate) drain: Option<(GoAwayCode, &'static str)>,
     pub(crate) close: bool,
     pub(crate) pressure: Option<bool>,
     /// The driver is gone.
@@ -146,7 +148,7 @@ pub(crate) struct Orders<C> {
 
 impl<C> Default for Orders<C> {
     fn default() -> Self {
-        Self { commands: Vec::new(), drain: false, close: false, pressure: None, off: false }
+        Self { commands: Vec::new(), drain: None, close: false, pressure: None, off: false }
     }
 }
 
@@ -176,9 +178,9 @@ impl<C> Desk<C> {
         Ok(())
     }
 
-    pub(crate) fn drain(&self) {
+    pub(crate) fn drain(&self, code: GoAwayCode, reason: &'static str) {
         self.shared.gauges.going_away.store(true, Ordering::Relaxed);
-        self.lock().drain = true;
+        self.lock().drain.get_or_insert((code, reason));
         self.shared.bell.wake();
     }
 
@@ -197,7 +199,7 @@ impl<C> Desk<C> {
         let mut orders = self.lock();
         Orders {
             commands: mem::take(&mut orders.commands),
-            drain: mem::take(&mut orders.drain),
+            drain: orders.drain.take(),
             close: orders.close,
             pressure: orders.pressure.take(),
             off: orders.off,
