@@ -311,22 +311,24 @@ async fn r6_a_transfer_ends_whole_when_the_client_is_asked_to_stop() -> Result {
 async fn r6_a_second_sigterm_ends_at_once() -> Result {
     let _turn = alone().await;
     let echo = Target::echo().await?;
-    let which: [(&str, fn(&mut Stage) -> &mut Program); 2] =
-        [("gateway", |stage| &mut stage.gateway), ("client", |stage| &mut stage.client)];
-    for (name, program) in which {
-        let mut stage = Stage::start()?;
-        let mut stream = tunnel(&stage, Way::Connect, echo.addr()).await?;
-        let program = program(&mut stage);
-        program.signal(Signal::SIGTERM)?;
-        program.line("the drain", is_draining)?;
-        let begun = Instant::now();
-        program.signal(Signal::SIGTERM)?;
-        assert_eq!(program.wait_within(Duration::from_secs(5))?.code(), Some(1), "{name}");
-        println!("the {name} ended {:.2?} after the second SIGTERM", begun.elapsed());
-        assert!(begun.elapsed() < Duration::from_secs(1), "{name}");
-        let told = stream.read_u8().await.map_err(|error| error.kind());
-        assert_eq!(told, Err(ErrorKind::ConnectionReset), "{name}");
-    }
+    let mut stage = Stage::start()?;
+    let stream = tunnel(&stage, Way::Connect, echo.addr()).await?;
+    ends_at_the_second_sigterm(&mut stage.gateway, stream).await?;
+    let mut stage = Stage::start()?;
+    let stream = tunnel(&stage, Way::Connect, echo.addr()).await?;
+    ends_at_the_second_sigterm(&mut stage.client, stream).await
+}
+
+async fn ends_at_the_second_sigterm(program: &mut Program, mut stream: TcpStream) -> Result {
+    program.signal(Signal::SIGTERM)?;
+    program.line("the drain", is_draining)?;
+    let begun = Instant::now();
+    program.signal(Signal::SIGTERM)?;
+    assert_eq!(program.wait_within(Duration::from_secs(5))?.code(), Some(1));
+    println!("ended {:.2?} after the second SIGTERM", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    let told = stream.read_u8().await.map_err(|error| error.kind());
+    assert_eq!(told, Err(ErrorKind::ConnectionReset));
     Ok(())
 }
 

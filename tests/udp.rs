@@ -1,6 +1,6 @@
-//! Datagrams: PySocks with DNS, and QUIC by aioquic, through UDP ASSOCIATE.
+//! Datagrams through UDP ASSOCIATE: PySocks, dig, and QUIC by aioquic.
 
-use anyproxy_tests::{PASSWORD, Result, Stage, USER, python, run};
+use anyproxy_tests::{PASSWORD, Program, Result, Stage, USER, python, run, tool};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn datagrams_of_pysocks_and_dns_come_back_through_an_association() -> Result {
@@ -23,5 +23,23 @@ async fn quic_runs_through_an_association() -> Result {
     script.args([&front.ip().to_string(), &front.port().to_string(), USER, PASSWORD]);
     script.args([stage.dir().join("server.crt"), stage.dir().join("server.key")]);
     assert_eq!(run(script).await?.ok()?, "ok\n");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dig_is_answered_from_inside() -> Result {
+    let stage = Stage::start()?;
+    let front = stage.socks5_addr();
+    let mut relay = python("udp_relay.py")?;
+    relay.args([&front.ip().to_string(), &front.port().to_string(), USER, PASSWORD]);
+    let relay = Program::spawn(&mut relay)?;
+    let port = relay.text("its port", |line| line.strip_prefix("port ").map(str::to_owned))?;
+    for _ in 0..5 {
+        let mut dig = tool("dig");
+        dig.args(["@127.0.0.1", "-p", &port, "+short", "+ignore", "+bufsize=4096", "TXT", "wiki.internal"]);
+        let answer = run(dig).await?.ok()?;
+        assert_eq!(answer.lines().count(), 40, "{answer}");
+        assert!(answer.contains("\"record 39\""), "{answer}");
+    }
     Ok(())
 }

@@ -30,7 +30,9 @@ pub struct Options {
     pub http: String,
     /// For `proxy.socks5`: the same.
     pub socks5: String,
-    /// For `gateway`: YAML lines, each indented by two spaces.
+    /// For `proxy`: further fronts, as YAML lines, each indented by two spaces.
+    pub proxy: String,
+    /// For `gateway`: the same.
     pub gateway: String,
     /// For `client`: the same.
     pub client: String,
@@ -107,6 +109,15 @@ impl Stage {
         self.client.connected()
     }
 
+    /// Starts one more client, whose keys of the section `client` differ: `("CLIENT_ID", "client-2")`.
+    pub fn another_client(&self, keys: &[(&str, &str)]) -> Result<Program> {
+        let mut client = Program::command(&["client", "--config", path(&self.file())?])?;
+        client.envs(keys.iter().map(|(key, value)| (format!("ANYPROXY_CLIENT__{key}"), value)));
+        let client = Program::spawn(&mut client)?;
+        client.connected()?;
+        Ok(client)
+    }
+
     /// Starts the gateway again, after its end. Clients find it where it was; the fronts have other ports.
     pub fn restart_gateway(&mut self) -> Result {
         self.gateway = Program::start(&["gateway", "--config", path(&self.file())?])?;
@@ -117,7 +128,7 @@ impl Stage {
 }
 
 fn text(gateway_port: u16, options: &Options) -> String {
-    let Options { open, http, socks5, gateway, client, top, level } = options;
+    let Options { open, http, socks5, proxy, gateway, client, top, level } = options;
     let level = if level.is_empty() { "info" } else { level };
     let account =
         if *open { String::new() } else { format!(", auth_username: {USER}, auth_password: '{PASSWORD}'") };
@@ -127,6 +138,7 @@ fn text(gateway_port: u16, options: &Options) -> String {
 proxy:
   http: {{ listen_addr: '127.0.0.1:0'{account}{http} }}
   socks5: {{ listen_addr: '127.0.0.1:0'{account}{socks5} }}
+{proxy}
 gateway:
   listen_addr: 127.0.0.1:{gateway_port}
   tls_cert: '{{dir}}/server.crt'

@@ -1,0 +1,263 @@
+//! What the file can ask of a gateway beyond carrying bytes: accounts and groups, places and lines, ports and fronts.
+
+use std::time::{Duration, Instant};
+
+use anyproxy_tests::{HttpTarget, Options, Output, Result, Stage, Target, Way, run, tool, tunnel, until};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+/// Runs curl through `proxy`.
+async fn curl(proxy: &str, arguments: &[&str]) -> Result<Output> {
+    let mut curl = tool("curl");
+    curl.args(["--silent", "--show-error", "--max-time", "60", "--proxy", proxy]).args(arguments);
+    run(curl).await
+}
+
+/// The code of the proxy's answer, and its `Retry-After`.
+async fn code(stage: &Stage, url: &str) -> Result<String> {
+    let what = ["--output", "/dev/null", "--write-out", "%{http_code} %header{retry-after}", url];
+    Ok(curl(&stage.http(), &what).await?.out)
+}
+
+/// Whether bytes go there and back.
+async fn echoes(stream: &mut TcpStream) -> Result<bool> {
+    stream.write_all(b"there and back").await?;
+    let mut back = [0; 14];
+    stream.read_exact(&mut back).await?;
+    Ok(&back == b"there and back")
+}
+
+// === Clients that come and go ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_restarts_goes_unnoticed() -> Result {
+    let options = Options { gateway: "  limits: { wait_for_client: 20s }".to_owned(), ..Options::default() };
+    let (mut stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    for end in [Signal::SIGTERM, Signal::SIGKILL] {
+        stage.client.signal(end)?;
+        stage.client.wait()?;
+        let waiting = (0..20).map(|index| {
+            let proxy = if index % 2 == 0 { stage.http() } else { stage.socks5() };
+            let url = target.url("/hello");
+            tokio::spawn(async move { curl(&proxy, &[&url]).await?.ok() })
+        });
+        let waiting: Vec<_> = waiting.collect();
+        stage.restart_client()?;
+        for answer in waiting {
+            assert_eq!(answer.await??, "hello from inside\n");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f1_while_another_client_serves_the_group_nobody_is_refused() -> Result {
+    let (mut stage, target) = (Stage::start()?, HttpTarget::start().await?);
+    let other = stage.another_client(&[("CLIENT_ID", "client-2")])?;
+    stage.client.kill()?;
+    for _ in 0..20 {
+        assert_eq!(code(&stage, &target.url("/hello")).await?, "200 ");
+    }
+    drop(other);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_s_successor_takes_over_at_once_and_its_streams_live_on() -> Result {
+    let (stage, target) = (Stage::start()?, HttpTarget::start().await?);
+    let echo = Target::echo().await?;
+    let mut old = tunnel(&stage, Way::Socks5, echo.addr()).await?;
+    let successor = stage.another_client(&[])?;
+    assert!(echoes(&mut old).await?);
+    assert_eq!(code(&stage, &target.url("/hello")).await?, "200 ");
+    successor.access(&[("target", target.addr().to_string().into()), ("outcome", "ok".into())])?;
+    stage.client.line("why", |line| {
+        line["message"].as_str().is_some_and(|message| message.contains("took this client's place"))
+    })?;
+    Ok(())
+}
+
+// === Places ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_no_place_waits_in_line_and_who_finds_no_line_is_told_when_to_come_back() -> Result {
+    let options = Options {
+        gateway: "  limits: { max_connections: 2, queue: { size: 1, timeout: 20s } }".to_owned(),
+        ..Options::default()
+    };
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let target = HttpTarget::start().await?;
+    let held =
+        [tunnel(&stage, Way::Connect, echo.addr()).await?, tunnel(&stage, Way::Socks5, echo.addr()).await?];
+    // Of two more, one finds the line empty and the other finds it full.
+    let url = target.url("/hello");
+    let (mut one, mut other) = (Box::pin(code(&stage, &url)), Box::pin(code(&stage, &url)));
+    let (refused, waiting) = tokio::select! {
+        refused = &mut one => (refused?, other),
+        refused = &mut other => (refused?, one),
+    };
+    let (told, retry_after) = refused.split_once(' ').unwrap_or_default();
+    assert!(told == "503" && retry_after.parse::<u32>()? > 0, "{refused}");
+    drop(held);
+    assert_eq!(waiting.await?, "200 ");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_too_long_for_a_place_is_told_when_to_come_back() -> Result {
+    let options = Options {
+        gateway: "  limits: { max_connections: 1, queue: { timeout: 300ms } }".to_owned(),
+        ..Options::default()
+    };
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let _held = tunnel(&stage, Way::Connect, echo.addr()).await?;
+    let begun = Instant::now();
+    let answer = code(&stage, "http://localhost:1/").await?;
+    assert!(answer.starts_with("503 ") && answer.len() > 4, "{answer}");
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_s_places_are_theirs_at_all_fronts_together() -> Result {
+    let options =
+        Options { gateway: "  limits: { per_user_connections: 2 }".to_owned(), ..Options::default() };
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let first = tunnel(&stage, Way::Connect, echo.addr()).await?;
+    let _second = tunnel(&stage, Way::Socks5, echo.addr()).await?;
+    let answer = code(&stage, &format!("http://{}/", echo.addr())).await?;
+    assert!(answer.starts_with("429 ") && answer.len() > 4, "{answer}");
+    drop(first);
+    until("a place is free", async || Ok(tunnel(&stage, Way::Socks5, echo.addr()).await.is_ok())).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_s_bytes_come_no_faster_than_they_may() -> Result {
+    let options = Options {
+        gateway: "  limits: { bandwidth: { key: user, down: 1MiB } }".to_owned(),
+        ..Options::default()
+    };
+    let (stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    let begun = Instant::now();
+    // Two at once share what their user may have.
+    let one = || {
+        let (proxy, url) = (stage.http(), target.url("/bytes/1500000"));
+        async move { curl(&proxy, &["--output", "/dev/null", &url]).await?.ok() }
+    };
+    let (first, second) = tokio::join!(one(), one());
+    first.and(second)?;
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(1_500)..Duration::from_secs(6)).contains(&took), "3 MB took {took:?}");
+    Ok(())
+}
+
+// === Groups ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_reach_the_networks_of_their_groups_and_no_other() -> Result {
+    let users = ", users: [ { username: alice, password: a, groups: [blue, green] }, \
+                 { username: bob, password: b, group: green }, { username: carol, password: c, group: red } ]";
+    let options = Options {
+        open: true,
+        http: users.to_owned(),
+        gateway: "  clients:
+    - { username: east, password: e, groups: [blue] }
+    - { username: west, password: w, groups: [green] }
+  routes: [ { targets: ['localhost'], group: green } ]
+  limits: { wait_for_client: 100ms }"
+            .to_owned(),
+        ..Options::default()
+    };
+    let (stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    let login = |user, password, group| {
+        [("CLIENT_ID", user), ("AUTH_USERNAME", user), ("AUTH_PASSWORD", password), ("GROUP_ID", group)]
+    };
+    let _east = stage.another_client(&login("east", "e", "blue"))?;
+    let _west = stage.another_client(&login("west", "w", "green"))?;
+    let by_name = format!("http://localhost:{}/hello", target.addr().port());
+    let by_address = target.url("/hello");
+    for (user, url, client) in [
+        ("alice:a", &by_address, "east"),
+        ("alice:a", &by_name, "west"),
+        ("bob:b", &by_address, "west"),
+        ("bob:b", &by_name, "west"),
+    ] {
+        let proxy = format!("http://{user}@{}", stage.http_addr());
+        assert_eq!(curl(&proxy, &[url]).await?.ok()?, "hello from inside\n", "{user} {url}");
+        let host = url.trim_start_matches("http://").trim_end_matches("/hello");
+        let name = user.split(':').next().unwrap_or_default();
+        stage.gateway.access(&[("user", name.into()), ("target", host.into()), ("client", client.into())])?;
+    }
+    let carol = format!("http://carol:c@{}", stage.http_addr());
+    let what = ["--output", "/dev/null", "--write-out", "%{http_code}", &by_address];
+    assert_eq!(curl(&carol, &what).await?.out, "503");
+
+    let mut intruder = anyproxy_tests::Program::command(&["client", "--config"])?;
+    intruder.arg(stage.file());
+    for (key, value) in login("east", "e", "green") {
+        intruder.env(format!("ANYPROXY_CLIENT__{key}"), value);
+    }
+    let intruder = anyproxy_tests::Program::spawn(&mut intruder)?;
+    let refused = intruder.line("a refusal", |line| line["message"] == "no tunnel")?;
+    assert!(refused["advice"].as_str().is_some_and(|advice| advice.contains("group_id")), "{refused}");
+    Ok(())
+}
+
+// === Further fronts ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_and_socks5_share_a_port_where_they_are_asked_to() -> Result {
+    let mixed = "  mixed: { listen_addr: '127.0.0.1:0', auth_username: alice, auth_password: a }";
+    let options = Options { proxy: mixed.to_owned(), ..Options::default() };
+    let (stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    let front = stage.gateway.listening("mixed")?;
+    for scheme in ["http", "socks5h"] {
+        let url = target.url("/hello");
+        let answer = curl(&format!("{scheme}://alice:a@{front}"), &[&url]).await?.ok()?;
+        assert_eq!(answer, "hello from inside\n", "{scheme}");
+        assert_ne!(
+            curl(&format!("{scheme}://alice:b@{front}"), &["--fail", &url]).await?.code,
+            0,
+            "{scheme}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_opens_a_port_of_the_gateway_that_its_account_may_have() -> Result {
+    let (allowed, other) = (anyproxy_tests::free_port()?, anyproxy_tests::free_port()?);
+    let echo = Target::echo().await?;
+    let options = Options {
+        gateway: format!("  clients: [ {{ username: east, password: e, open_ports: ['{allowed}'] }} ]"),
+        client: format!(
+            "  open_ports:
+    - {{ remote_port: {allowed}, local_port: {0} }}
+    - {{ remote_port: {other}, local_port: {0} }}",
+            echo.addr().port()
+        ),
+        ..Options::default()
+    };
+    let stage = Stage::with(&options)?;
+    let login = [("CLIENT_ID", "east"), ("AUTH_USERNAME", "east"), ("AUTH_PASSWORD", "e")];
+    let client = stage.another_client(&login)?;
+    client
+        .line("the port", |line| line["message"] == "the gateway opened a port" && line["port"] == allowed)?;
+    client.line("a refusal", |line| {
+        line["message"] == "the gateway did not open a port" && line["port"] == other
+    })?;
+    let mut stream = TcpStream::connect(("127.0.0.1", allowed)).await?;
+    assert!(echoes(&mut stream).await?);
+    drop(stream);
+    let line = stage.gateway.access(&[("front", "port".into())])?;
+    assert_eq!((&line["user"], &line["client"]), (&"port:east".into(), &"east".into()), "{line}");
+    assert!(TcpStream::connect(("127.0.0.1", other)).await.is_err());
+    drop(client);
+    until("the port goes with its client", async || {
+        Ok(TcpStream::connect(("127.0.0.1", allowed)).await.is_err())
+    })
+    .await?;
+    Ok(())
+}
