@@ -64,6 +64,11 @@ impl Mux<Client> {
             // The go-away has told, or will tell, that nobody looked at this one.
             return Ok(());
         }
+        if self.memory().is_short() {
+            let err = OpenErr::new(OpenErrClass::Overloaded, "the client has no memory for more streams");
+            self.control.push(ToGateway::OpenErr(id, Box::new(err)));
+            return Ok(());
+        }
         let (streams, unanswered) = (self.config.max_streams as usize, self.config.max_unanswered);
         if self.streams.len() >= streams || self.unanswered >= unanswered {
             let err = OpenErr::new(OpenErrClass::Overloaded, "the client has as many streams as it may");

@@ -147,6 +147,8 @@ pub enum OpenError {
     TooManyUnanswered(u32),
     /// The peer does not read, and control frames pile up.
     Congested,
+    /// The process has no memory left for more streams.
+    MemoryShort,
     /// Stream numbers have run out: the tunnel must be replaced.
     Exhausted,
     /// A field of the open does not fit the wire.
@@ -161,6 +163,7 @@ impl fmt::Display for OpenError {
             Self::TooManyStreams(limit) => write!(f, "the tunnel has {limit} streams, as many as it may"),
             Self::TooManyUnanswered(limit) => write!(f, "the tunnel has {limit} opens without an answer"),
             Self::Congested => f.write_str("the tunnel is congested"),
+            Self::MemoryShort => f.write_str("there is no memory for more streams"),
             Self::Exhausted => f.write_str("the tunnel has no stream numbers left"),
             Self::Invalid(_) => f.write_str("the open does not fit the wire"),
         }

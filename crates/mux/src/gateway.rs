@@ -105,6 +105,9 @@ impl Mux<Gateway> {
         if self.control.bytes() + self.side.opens_bytes > self.config.control_bytes / 2 {
             return Err(OpenError::Congested);
         }
+        if self.memory().is_short() {
+            return Err(OpenError::MemoryShort);
+        }
         Ok(())
     }
 

@@ -46,7 +46,7 @@
 //!
 //! Every limit is a field of [`Config`]. A stream's bytes are bounded by its window, all of a tunnel's by
 //! [`held_limit`](Config::held_limit); what is over the limits that an honest peer keeps ends the tunnel with a
-//! [`PeerError`] that names the fact. A stream that is over leaves nothing behind: its number is below the highest
+//! [`PeerError`] that names the fact; all tunnels of a process share a [`Memory`]. A stream that is over leaves nothing behind: its number is below the highest
 //! opened, and that is all there is to know of it.
 //!
 //! # What has to be told where
@@ -65,6 +65,7 @@ mod error;
 mod event;
 mod gateway;
 mod liveness;
+mod memory;
 #[doc(hidden)]
 pub mod model;
 mod mux;
@@ -79,5 +80,6 @@ pub use config::Config;
 pub use error::{OpenError, PeerError};
 pub use event::Event;
 pub use gateway::Gateway;
+pub use memory::{Memory, Share};
 pub use mux::Mux;
 pub use side::Side;

@@ -16,7 +16,7 @@ use anyproxy_frame::{
 };
 use bytes::{Buf, Bytes, BytesMut};
 
-use crate::{Chunks, Client, Config, Event, Gateway, Mux, PeerError, Side};
+use crate::{Chunks, Client, Config, Event, Gateway, Memory, Mux, PeerError, Share, Side};
 
 /// Plays a script.
 ///
@@ -71,6 +71,8 @@ struct World {
     now: Instant,
     gateway: End<Gateway>,
     client: End<Client>,
+    /// What else there is in the process of both.
+    others: Share,
     cut: bool,
 }
 
@@ -277,10 +279,13 @@ impl World {
         if choice & 2 == 2 {
             config = Config { max_datagrams: 3, quantum: 1_024, ..config };
         }
+        // So much that no stream must be reset.
+        let memory = Memory::new(1 << 40);
         let mut world = Self {
             now,
-            gateway: End::new(Mux::new(config.clone(), now)),
-            client: End::new(Mux::new(config, now)),
+            gateway: End::new(Mux::new(config.clone(), now).with_memory(&memory)),
+            client: End::new(Mux::new(config, now).with_memory(&memory)),
+            others: memory.share(),
             cut: false,
         };
         world.client.mux.hello(ClientHello::new("model", 1)).expect("a short name");
@@ -315,8 +320,7 @@ impl World {
             17 => self.pass(Duration::from_millis(script.below(8_000) as u64)),
             18 => {
                 let on = script.byte() & 1 == 1;
-                self.gateway.mux.set_pressure(on);
-                self.client.mux.set_pressure(on);
+                self.others.set(if on { self.others.memory().limit() / 8 * 7 } else { 0 });
             }
             _ => match script.byte() {
                 0 => self.cut(),

@@ -12,7 +12,7 @@ use anyproxy_frame::{Frame, GoAway, GoAwayCode, MAX_PAYLOAD, ResetCode, StreamFr
 use bytes::Bytes;
 
 use crate::{
-    Config, Event, PeerError, Side,
+    Config, Event, Memory, PeerError, Share, Side,
     budget::Budget,
     control::Control,
     liveness::Liveness,
@@ -70,11 +70,12 @@ pub struct Mux<S: Side> {
     unsent_datagrams: u64,
     dropped_datagrams: u64,
     held: u64,
-    /// Beyond how many held bytes streams that hold much are looked for.
-    relieve_above: u64,
+    /// What was held still when streams that hold much were last looked for; 0 since it was within the limit.
+    unrelieved: u64,
     /// By how much windows exceed the start window, in all.
     grown: u64,
-    pressure: bool,
+    /// What the process may hold, and what of it this tunnel does.
+    share: Share,
     start: Instant,
     /// Microseconds of the tunnel's life when it last heard the time, wrapped around after 71 minutes: a window that
     /// was not read for exactly that long grows once without need.
@@ -91,6 +92,9 @@ pub(crate) struct Faults {
     ignored: Budget,
     pings: Budget,
 }
+
+/// What a stream costs beside its bytes: its places in the tables, its handle and the task that serves it.
+const STREAM_COST: u64 = 2 * 1024;
 
 /// How many seconds' worth of cancelled opens may come at once.
 const CANCEL_BURST: u32 = 8;
@@ -131,13 +135,22 @@ impl<S: Side> Mux<S> {
             unsent_datagrams: 0,
             dropped_datagrams: 0,
             held: 0,
-            relieve_above: config.held_limit,
+            unrelieved: 0,
             grown: 0,
-            pressure: false,
+            share: Memory::default().share(),
             start: now,
             now: 0,
             config,
         }
+    }
+
+    /// The same, drawing on `memory` for what its streams hold: bytes each way, and 2 KiB for each stream itself.
+    ///
+    /// What is in use is counted when [`poll_event`](Self::poll_event) has nothing more to say.
+    #[must_use]
+    pub fn with_memory(mut self, memory: &Memory) -> Self {
+        self.share = memory.share();
+        self
     }
 
     // --- commands ---
@@ -225,12 +238,6 @@ impl<S: Side> Mux<S> {
                 credit::grow(stream, to.min(limit), self.config.window, self.config.growth - self.grown);
             self.check_credit(id);
         }
-    }
-
-    /// Says that memory is short elsewhere in the process. Until it is not, windows do not grow, new streams start
-    /// with [`MIN_WINDOW`], and those that live get credit up to that.
-    pub fn set_pressure(&mut self, on: bool) {
-        self.pressure = on;
     }
 
     /// Takes no more opens. Streams that live go on; a gateway tells the client to connect elsewhere by it, a client
@@ -343,6 +350,7 @@ impl<S: Side> Mux<S> {
             Some(_) => {}
             None => {
                 self.faults.unseen_resets = 0;
+                self.settle();
                 if self.events.capacity() > KEPT {
                     self.events = VecDeque::new();
                 }
@@ -468,6 +476,17 @@ impl<S: Side> Mux<S> {
             self.streams.remove(id);
             self.events.push_back(Event::Closed { id });
         }
+    }
+
+    /// The process's memory.
+    pub(crate) fn memory(&self) -> &Memory {
+        self.share.memory()
+    }
+
+    /// Draws on the memory for what is held now.
+    fn settle(&mut self) {
+        let streams = self.streams.len() as u64 * STREAM_COST;
+        self.share.set(self.held + self.unsent + self.control.bytes() + streams);
     }
 
     pub(crate) fn tick(&mut self, now: Instant) {

@@ -9,7 +9,7 @@ use anyproxy_frame::{
     GoAway, GoAwayCode, MAX_PAYLOAD, MAX_WINDOW, OpenErr, OpenErrClass, OpenOk, ResetCode, Rules,
     START_WINDOW, StreamFrame, StreamId, ToClient, ToGateway, Unknown,
 };
-use anyproxy_mux::{Config, Event, OpenError, PeerError};
+use anyproxy_mux::{Config, Event, Memory, OpenError, PeerError};
 use bytes::Bytes;
 
 use crate::raw::{ClientUnderTest, GatewayUnderTest, bytes, id, open};
@@ -414,9 +414,10 @@ fn i6_readers_who_stopped_behind_an_end_are_held_to_the_limit_too() {
 
 #[test]
 fn pressure_from_outside_shrinks_windows_until_it_is_over() {
-    let mut client = ClientUnderTest::ready();
+    let memory = Memory::new(1 << 30);
+    let (mut client, mut others) = (ClientUnderTest::of_memory(&memory), memory.share());
     let stream = client.accept_open(1);
-    client.mux.set_pressure(true);
+    others.set(memory.limit() / 8 * 7);
     for _ in 0..4 {
         client.stream(stream, StreamFrame::Data(bytes(MAX_PAYLOAD)));
     }
@@ -424,10 +425,51 @@ fn pressure_from_outside_shrinks_windows_until_it_is_over() {
     assert_eq!(client.transmit(), [], "what it holds is more than half of the smallest window");
     client.mux.consumed(stream, 9_000);
     assert_eq!(client.transmit(), [ToGateway::Stream(stream, StreamFrame::Window(16 * 1024))]);
-    client.mux.set_pressure(false);
+    others.set(0);
     client.stream(stream, StreamFrame::Data(bytes(16 * 1024)));
     client.mux.consumed(stream, 16 * 1024);
     assert_eq!(client.transmit(), [ToGateway::Stream(stream, StreamFrame::Window(START_WINDOW))]);
+}
+
+#[test]
+fn f9_no_stream_is_opened_at_either_end_while_the_process_is_short_of_memory() {
+    let memory = Memory::new(1 << 30);
+    let (mut client, mut gateway) =
+        (ClientUnderTest::of_memory(&memory), GatewayUnderTest::of_memory(&memory));
+    let mut others = memory.share();
+    others.set(memory.limit() / 8 * 7);
+    client.hear_open(1).unwrap();
+    assert!(matches!(&client.transmit()[..], [answer] if is_overloaded(answer)));
+    assert_eq!(client.events(), []);
+    assert_eq!(gateway.mux.open(gateway.now, open()), Err(OpenError::MemoryShort));
+    others.set(0);
+    client.accept_open(2);
+    assert_eq!(gateway.mux.open(gateway.now, open()).map(|_| ()), Ok(()));
+}
+
+#[test]
+fn i7_beyond_the_memory_only_a_tunnel_with_more_than_its_part_loses_streams() {
+    let memory = Memory::new(8 << 20);
+    let [mut greedy, mut modest] = [(); 2].map(|()| ClientUnderTest::of_memory(&memory));
+    let victim = modest.accept_open(1);
+    let streams: Vec<_> = (1..=64).map(|number| greedy.accept_open(number)).collect();
+    let mut discarded = 0;
+    for stream in streams {
+        for _ in 0..4 {
+            greedy.stream(stream, StreamFrame::Data(bytes(MAX_PAYLOAD)));
+        }
+        let events = greedy.events();
+        discarded += events.iter().filter(|event| matches!(event, Event::Discarded { .. })).count();
+        greedy.transmit();
+        assert!(memory.used() <= memory.limit() + u64::from(START_WINDOW), "{} in use", memory.used());
+        modest.stream(victim, StreamFrame::Data(bytes(8_192)));
+        assert!(matches!(&modest.events()[..], [Event::Data { .. }]), "the other tunnel's stream lives");
+        modest.mux.consumed(victim, 8_192);
+        modest.transmit();
+    }
+    assert!(discarded > 30, "{discarded} given up");
+    drop((greedy, modest));
+    assert_eq!(memory.used(), 0);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use anyproxy_mux::Chunks;
 use anyproxy_mux::frame::{MIN_WINDOW, ResetCode, StreamId};
+use anyproxy_mux::{Chunks, Memory, Share};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::StreamReset;
@@ -17,8 +17,8 @@ use crate::StreamReset;
 /// Datagrams that wait on one stream, each way. The newest is dropped when they are more.
 const MAX_DATAGRAMS: usize = 256;
 
-/// Bytes of datagrams that wait on one stream, each way.
-const MAX_DATAGRAM_BYTES: usize = 1024 * 1024;
+/// Bytes of datagrams that wait on one stream, each way; none where memory is short.
+const MAX_DATAGRAM_BYTES: u64 = 1024 * 1024;
 
 /// Bytes of datagrams that a reader is handed at once.
 const DATAGRAM_BATCH: usize = 16 * 1024;
@@ -73,23 +73,31 @@ pub(crate) struct State {
     closed: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flow {
     inbox: Queue,
     outbox: Queue,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     datagrams: VecDeque<Bytes>,
-    bytes: usize,
+    /// Their bytes.
+    share: Share,
 }
 
 impl Queue {
+    fn new(memory: &Memory) -> Self {
+        Self { datagrams: VecDeque::new(), share: memory.aside() }
+    }
+
     fn push(&mut self, datagram: Bytes) -> bool {
-        let fits = self.datagrams.len() < MAX_DATAGRAMS && self.bytes + datagram.len() <= MAX_DATAGRAM_BYTES;
+        let bytes = self.share.held() + datagram.len() as u64;
+        let fits = self.datagrams.len() < MAX_DATAGRAMS
+            && bytes <= MAX_DATAGRAM_BYTES
+            && !self.share.memory().is_short();
         if fits {
-            self.bytes += datagram.len();
+            self.share.set(bytes);
             self.datagrams.push_back(datagram);
         }
         fits
@@ -97,11 +105,16 @@ impl Queue {
 
     fn pop(&mut self) -> Option<Bytes> {
         let datagram = self.datagrams.pop_front()?;
-        self.bytes -= datagram.len();
+        self.share.set(self.share.held() - datagram.len() as u64);
         if self.datagrams.is_empty() {
-            *self = Self::default();
+            self.datagrams = VecDeque::new();
         }
         Some(datagram)
+    }
+
+    fn take(&mut self) -> VecDeque<Bytes> {
+        self.share.set(0);
+        mem::take(&mut self.datagrams)
     }
 }
 
@@ -116,8 +129,9 @@ pub(crate) struct Rung {
 
 impl Cell {
     /// A cell without a number. `datagrams` says that the stream was opened for udp.
-    pub(crate) fn new(datagrams: bool) -> Arc<Self> {
-        let flow = datagrams.then(Box::default);
+    pub(crate) fn new(datagrams: bool, memory: &Memory) -> Arc<Self> {
+        let flow = || Box::new(Flow { inbox: Queue::new(memory), outbox: Queue::new(memory) });
+        let flow = datagrams.then(flow);
         Arc::new(Self {
             id: AtomicU32::new(0),
             unsent: AtomicU32::new(0),
@@ -145,9 +159,11 @@ impl Cell {
     // --- for the handle ---
 
     /// Hands `data` to the driver: whether it must be rung.
-    pub(crate) fn push(&self, data: Bytes) -> io::Result<bool> {
+    pub(crate) fn push(&self, data: Bytes, memory: &Memory) -> io::Result<bool> {
         let mut state = self.lock();
         state.check_writable()?;
+        // In use from here on: many writers may fill their buffers before the driver gets its turn.
+        memory.take(data.len() as u64);
         self.unsent.fetch_add(data.len() as u32, Ordering::AcqRel);
         state.outbox.push(data);
         Ok(state.ring())
@@ -199,7 +215,7 @@ impl Cell {
     }
 
     /// Gives the stream up: whether the driver must be rung. `unread` is what the handle still held for its reader.
-    pub(crate) fn abandon(&self, code: ResetCode, owed: u32, unread: bool) -> bool {
+    pub(crate) fn abandon(&self, code: ResetCode, owed: u32, unread: bool, memory: &Memory) -> bool {
         let mut state = self.lock();
         (state.reader, state.writer) = (None, None);
         state.consumed = state.consumed.saturating_add(owed);
@@ -207,7 +223,8 @@ impl Cell {
         let written = state.fin_taken && self.unsent() == 0;
         if !(read && written) {
             state.dropped.get_or_insert(code);
-            (state.inbox, state.outbox) = (Chunks::new(), Chunks::new());
+            state.inbox = Chunks::new();
+            state.take_outbox(memory);
         }
         (state.dropped.is_some() || state.consumed > 0) && state.ring()
     }
@@ -215,16 +232,12 @@ impl Cell {
     // --- for the driver ---
 
     /// Takes what the handle wants done. It rings again for whatever comes after.
-    pub(crate) fn answer(&self) -> Option<Rung> {
+    pub(crate) fn answer(&self, memory: &Memory) -> Option<Rung> {
         let mut state = self.lock();
         state.rung = false;
         (!state.closed).then(|| Rung {
-            outbox: mem::take(&mut state.outbox),
-            datagrams: state
-                .flow
-                .as_mut()
-                .map(|flow| mem::take(&mut flow.outbox).datagrams)
-                .unwrap_or_default(),
+            outbox: state.take_outbox(memory),
+            datagrams: state.flow.as_mut().map(|flow| flow.outbox.take()).unwrap_or_default(),
             consumed: mem::take(&mut state.consumed),
             fin: state.fin_asked && !state.fin_taken,
             dropped: state.dropped,
@@ -276,21 +289,21 @@ impl Cell {
     }
 
     /// The peer reset the stream, or the tunnel is lost.
-    pub(crate) fn reset(&self, why: StreamReset) -> [Option<Waker>; 2] {
+    pub(crate) fn reset(&self, why: StreamReset, memory: &Memory) -> [Option<Waker>; 2] {
         let mut state = self.lock();
         state.reset.get_or_insert(why);
         // Nobody will report that these have left.
-        state.outbox = Chunks::new();
+        state.take_outbox(memory);
         [state.reader.take(), state.writer.take()]
     }
 
     /// Memory ran short: what was received is dropped, and the reader sees a reset instead of an end.
-    pub(crate) fn discard(&self) -> [Option<Waker>; 2] {
+    pub(crate) fn discard(&self, memory: &Memory) -> [Option<Waker>; 2] {
         let mut state = self.lock();
         state.inbox = Chunks::new();
         state.fin_received = false;
         drop(state);
-        self.reset(StreamReset::Limit)
+        self.reset(StreamReset::Limit, memory)
     }
 
     /// The multiplexer knows the stream no more: nobody need ring for it.
@@ -303,6 +316,12 @@ impl State {
     /// Marks the cell as rung: whether it was not, so that it must be put on the list.
     fn ring(&mut self) -> bool {
         !self.closed && !mem::replace(&mut self.rung, true)
+    }
+
+    /// What waits for the driver, which counts it as in use from here on, or drops it.
+    fn take_outbox(&mut self, memory: &Memory) -> Chunks {
+        memory.give_back(self.outbox.len() as u64);
+        mem::take(&mut self.outbox)
     }
 
     fn check_writable(&self) -> io::Result<()> {

@@ -39,7 +39,7 @@ pub async fn connect<C: Carrier>(
     hello: ClientHello,
     config: Config,
 ) -> Result<(ClientTunnel, Requests, GatewayHello, Driver), TunnelError> {
-    let mut link = Link::<Client, C>::new(carrier, config.mux.clone());
+    let mut link = Link::<Client, C>::new(carrier, &config);
     link.mux.hello(hello)?;
     let hello = match link.greet().await {
         Ok(hello) => *hello,
@@ -93,11 +93,6 @@ impl ClientTunnel {
         self.0.shared.gauges.held.load(Ordering::Relaxed)
     }
 
-    /// Says that memory is short in the process, or no longer: windows shrink, and new streams start with the smallest.
-    pub fn set_pressure(&self, on: bool) {
-        self.0.set_pressure(on);
-    }
-
     /// The time between the latest ping and its answer.
     pub fn rtt(&self) -> Option<Duration> {
         self.0.shared.gauges.rtt()
@@ -139,7 +134,7 @@ impl Requests {
 
 impl Drop for Requests {
     fn drop(&mut self) {
-        self.desk.drain();
+        self.desk.drain(GoAwayCode::Shutdown, "draining");
         self.queue.close();
     }
 }
@@ -351,7 +346,7 @@ impl End for Client {
     fn act(core: &mut Core<Self>, _mux: &mut Mux<Self>, event: Event<GatewayHello>) {
         let request = match event {
             Event::Opened { id, open } => {
-                let cell = Cell::new(is_datagrams(&open));
+                let cell = Cell::new(is_datagrams(&open), &core.shared.memory);
                 cell.set_id(id);
                 core.cells.insert(id, cell.clone());
                 Request::Open(OpenRequest::new(open, cell, core.desk.clone()))

@@ -1,13 +1,18 @@
 use std::time::Duration;
 
+use anyproxy_mux::Memory;
+
 /// What a tunnel may spend, beyond what its multiplexer may.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
     /// The limits and timers of the multiplexer, the same for both ends unless said otherwise there.
     pub mux: anyproxy_mux::Config,
+    /// What the process may hold for streams: no limit. Give all its tunnels clones of one memory. What waits in
+    /// either direction counts, unread datagrams too.
+    pub memory: Memory,
     /// Bytes a stream takes from its writer before they have left: 256 KiB. Less makes writers wait for the driver,
-    /// more is memory that a slow tunnel fills for every stream.
+    /// more is memory that a slow tunnel fills for every stream. Where `memory` runs short it shrinks, to 4 KiB.
     pub send_buffer: usize,
     /// How long the last words (a go-away, the close frame) may take when a tunnel ends: 2 s. A peer that does not
     /// read them is left without.
@@ -18,6 +23,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             mux: anyproxy_mux::Config::default(),
+            memory: Memory::default(),
             send_buffer: 256 * 1024,
             close_timeout: Duration::from_secs(2),
         }

@@ -121,9 +121,6 @@ impl<E: End> Core<E> {
             self.serve_cell(mux, &cell);
         }
         self.rung = rung;
-        if let Some(pressure) = orders.pressure {
-            mux.set_pressure(pressure);
-        }
         if orders.close {
             return Err(Over::new(CloseReason::Closed, GoAwayCode::Shutdown, "closed"));
         }
@@ -132,7 +129,7 @@ impl<E: End> Core<E> {
 
     fn serve_cell(&mut self, mux: &mut Mux<E>, cell: &Cell) {
         let Some(id) = cell.id() else { return };
-        let Some(mut rung) = cell.answer() else { return };
+        let Some(mut rung) = cell.answer(&self.shared.memory) else { return };
         if let Some(code) = rung.dropped {
             mux.reset(id, code);
             return;
@@ -176,11 +173,14 @@ impl<E: End> Core<E> {
                     self.wakers.extend(self.cells.get(&id).and_then(|cell| cell.fin_received()));
                 }
                 Event::Reset { id, code } => {
-                    let wakers = self.cells.get(&id).map(|cell| cell.reset(StreamReset::Peer(code)));
+                    let wakers = self
+                        .cells
+                        .get(&id)
+                        .map(|cell| cell.reset(StreamReset::Peer(code), &self.shared.memory));
                     self.wakers.extend(wakers.into_iter().flatten().flatten());
                 }
                 Event::Discarded { id } => {
-                    let wakers = self.cells.get(&id).map(|cell| cell.discard());
+                    let wakers = self.cells.get(&id).map(|cell| cell.discard(&self.shared.memory));
                     self.wakers.extend(wakers.into_iter().flatten().flatten());
                 }
                 Event::Closed { id } => {
@@ -230,7 +230,8 @@ impl<E: End> Core<E> {
         self.shared.gauges.held.store(0, Ordering::Relaxed);
         let commands = self.desk.turn_off();
         for (_, cell) in mem::take(&mut self.cells) {
-            self.wakers.extend(cell.reset(StreamReset::TunnelLost).into_iter().flatten());
+            self.wakers
+                .extend(cell.reset(StreamReset::TunnelLost, &self.shared.memory).into_iter().flatten());
             cell.close();
         }
         E::lost(self, commands);
@@ -291,7 +292,7 @@ impl<E: End, C: Carrier> Engine<E, C> {
     fn new(link: Link<E, C>, desk: Arc<Desk<E::Command>>, local: E::Local, config: &Config) -> Self {
         let shared = desk.shared.clone();
         let core = Core {
-            low_water: shared.send_buffer / 2,
+            low_water: shared.send_buffer() / 2,
             shared,
             desk,
             local,

@@ -189,9 +189,9 @@ impl Error for OpenError {
         const OVERLOADED: Outcome = Outcome::Overloaded { retry_after: Duration::from_secs(1) };
         Some(match self {
             Self::Refused(_, outcome) => outcome,
-            Self::NotSent(Some(Mux::TooManyStreams(_) | Mux::TooManyUnanswered(_) | Mux::Congested)) => {
-                &OVERLOADED
-            }
+            Self::NotSent(Some(
+                Mux::TooManyStreams(_) | Mux::TooManyUnanswered(_) | Mux::Congested | Mux::MemoryShort,
+            )) => &OVERLOADED,
             Self::NotSent(Some(Mux::Invalid(_))) => &Outcome::InvalidTarget,
             Self::NotSent(_) | Self::Disowned | Self::Lost => &Outcome::TunnelLost,
         })

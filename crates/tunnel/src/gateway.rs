@@ -29,7 +29,7 @@ use crate::{Carrier, CloseReason, Config, Driver, OpenError, Stream, TunnelError
 ///
 /// Dropping the future cuts the connection.
 pub async fn accept<C: Carrier>(carrier: C, config: Config) -> Result<Accepting<C>, TunnelError> {
-    let mut link = Link::new(carrier, config.mux.clone());
+    let mut link = Link::new(carrier, &config);
     match link.greet().await {
         Ok(hello) => Ok(Accepting { hello, link, config }),
         Err(error) => Err(link.give_up(error, config.close_timeout).await),
@@ -125,7 +125,7 @@ impl Tunnel {
         open: Open,
     ) -> impl Future<Output = Result<(Stream, OpenOk), OpenError>> + Send + 'static + use<> {
         let datagrams = matches!(open.network, Network::Udp { .. });
-        let cell = Cell::new(datagrams);
+        let cell = Cell::new(datagrams, &self.shared().memory);
         let (answer, answered) = oneshot::channel();
         let command = Command::Open { open: Box::new(open), cell: cell.clone(), answer };
         if let Err(Command::Open { answer, .. }) = self.0.desk.push(command, self.0.max_unanswered as usize) {
@@ -161,11 +161,6 @@ impl Tunnel {
     /// Bytes that were received and not yet read, as the driver last saw them.
     pub fn held(&self) -> usize {
         self.shared().gauges.held.load(Ordering::Relaxed)
-    }
-
-    /// Says that memory is short in the process, or no longer: windows shrink, and new streams start with the smallest.
-    pub fn set_pressure(&self, on: bool) {
-        self.0.desk.set_pressure(on);
     }
 
     /// The time between the latest ping and its answer.

@@ -74,7 +74,7 @@ mod read_ahead;
 mod socket;
 mod websocket;
 
-pub use anyproxy_mux::{PeerError, frame};
+pub use anyproxy_mux::{Memory, PeerError, frame};
 
 pub use carrier::{Carrier, CarrierError};
 pub use client::{ClientTunnel, OpenRequest, Request, Requests, connect};

@@ -11,7 +11,7 @@ use anyproxy_mux::{Event, Mux, PeerError, Side};
 use bytes::{Bytes, BytesMut};
 use tokio::time::{sleep_until, timeout};
 
-use crate::{Carrier, CarrierError, TunnelError};
+use crate::{Carrier, CarrierError, Config, TunnelError};
 
 /// A message takes frames as long as one more of any size fits.
 const FULL: usize = MAX_MESSAGE - (HEADER_LEN + MAX_PAYLOAD);
@@ -41,8 +41,9 @@ pub(crate) enum Left {
 }
 
 impl<S: Side, C: Carrier> Link<S, C> {
-    pub(crate) fn new(carrier: C, config: anyproxy_mux::Config) -> Self {
-        Self { carrier, mux: Mux::new(config, now()), message: BytesMut::new(), flushing: false }
+    pub(crate) fn new(carrier: C, config: &Config) -> Self {
+        let mux = Mux::new(config.mux.clone(), now()).with_memory(&config.memory);
+        Self { carrier, mux, message: BytesMut::new(), flushing: false }
     }
 
     /// Takes one message in.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyproxy_mux::Memory;
 use anyproxy_mux::frame::GoAwayCode;
 use tokio::sync::watch;
 
@@ -14,14 +15,18 @@ use crate::{CloseReason, Config};
 /// How long nothing may leave, though something waits, before a tunnel counts as stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 
+/// What a stream takes from its writer where memory is short: little, and never nothing, or it would not end.
+const LEAST_SEND_BUFFER: u32 = 4 * 1024;
+
 /// What every handle of a tunnel knows.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) bell: Bell,
     /// The number the gateway gave the tunnel.
     pub(crate) session: u64,
-    /// Bytes a stream takes from its writer before they have left.
-    pub(crate) send_buffer: u32,
+    /// What the process may hold for streams.
+    pub(crate) memory: Memory,
+    send_buffer: u32,
     pub(crate) gauges: Gauges,
     closed: watch::Sender<Option<CloseReason>>,
 }
@@ -46,11 +51,17 @@ impl Shared {
         Arc::new(Self {
             bell: Bell::default(),
             session,
+            memory: config.memory.clone(),
             // Beyond 2 GiB the counter of unsent bytes could run over.
             send_buffer: u32::try_from(config.send_buffer).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32),
             gauges: Gauges::new(now),
             closed: watch::Sender::new(None),
         })
+    }
+
+    /// Bytes a stream takes from its writer before they have left.
+    pub(crate) fn send_buffer(&self) -> u32 {
+        self.memory.shrunk(self.send_buffer, LEAST_SEND_BUFFER)
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -141,14 +152,13 @@ pub(crate) struct Orders<C> {
     /// What the go-away says.
     pub(crate) drain: Option<(GoAwayCode, &'static str)>,
     pub(crate) close: bool,
-    pub(crate) pressure: Option<bool>,
     /// The driver is gone.
     off: bool,
 }
 
 impl<C> Default for Orders<C> {
     fn default() -> Self {
-        Self { commands: Vec::new(), drain: None, close: false, pressure: None, off: false }
+        Self { commands: Vec::new(), drain: None, close: false, off: false }
     }
 }
 
@@ -189,11 +199,6 @@ impl<C> Desk<C> {
         self.shared.bell.wake();
     }
 
-    pub(crate) fn set_pressure(&self, on: bool) {
-        self.lock().pressure = Some(on);
-        self.shared.bell.wake();
-    }
-
     /// Takes what there is.
     pub(crate) fn take(&self) -> Orders<C> {
         let mut orders = self.lock();
@@ -201,7 +206,6 @@ impl<C> Desk<C> {
             commands: mem::take(&mut orders.commands),
             drain: orders.drain.take(),
             close: orders.close,
-            pressure: orders.pressure.take(),
             off: orders.off,
         }
     }

@@ -60,7 +60,7 @@ impl Stream {
     fn abandon(&mut self, code: ResetCode) {
         let owed = if self.partial.is_some() { 0 } else { mem::take(&mut self.owed) };
         let unread = !self.reading.is_empty();
-        self.ring_if(self.cell.abandon(code, owed, unread));
+        self.ring_if(self.cell.abandon(code, owed, unread, &self.shared.memory));
     }
 
     /// Writes `data` without a copy: takes it whole or in part, leaving the rest in `data`. Ready when some of it was
@@ -74,7 +74,7 @@ impl Stream {
             self.write_datagrams(&[IoSlice::new(data)])?;
             data.clear();
         } else if !data.is_empty() {
-            let room = ready!(self.cell.poll_room(cx, self.shared.send_buffer))?;
+            let room = ready!(self.cell.poll_room(cx, self.shared.send_buffer()))?;
             self.push(data.split_to(data.len().min(room as usize)))?;
         }
         Poll::Ready(Ok(()))
@@ -103,7 +103,7 @@ impl Stream {
     ///
     /// As a write.
     pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(ready!(self.cell.poll_room(cx, self.shared.send_buffer))? as usize))
+        Poll::Ready(Ok(ready!(self.cell.poll_room(cx, self.shared.send_buffer()))? as usize))
     }
 
     /// Waits until everything written has left for the peer: for one who must reset the stream, and would not have
@@ -126,7 +126,7 @@ impl Stream {
     }
 
     fn push(&self, data: Bytes) -> io::Result<()> {
-        self.ring_if(self.cell.push(data)?);
+        self.ring_if(self.cell.push(data, &self.shared.memory)?);
         Ok(())
     }
 
@@ -241,7 +241,7 @@ impl AsyncWrite for Stream {
         if total == 0 {
             return Poll::Ready(Ok(0));
         }
-        let room = ready!(self.cell.poll_room(cx, self.shared.send_buffer))?;
+        let room = ready!(self.cell.poll_room(cx, self.shared.send_buffer()))?;
         let taken = total.min(room as usize);
         self.push(gather(bufs, taken))?;
         Poll::Ready(Ok(taken))

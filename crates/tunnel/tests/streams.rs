@@ -3,15 +3,16 @@
 
 mod support;
 
+use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::task::Poll;
 
-use anyproxy_core::Datagrams;
+use anyproxy_core::{Datagrams, Outcome};
 use anyproxy_tunnel::frame::{MIN_WINDOW, OpenOk, ResetCode};
-use anyproxy_tunnel::{Config, StreamReset};
+use anyproxy_tunnel::{Config, Memory, StreamReset};
 use bytes::{Bytes, BytesMut};
-use support::{Moody, Pair, Random, echo, is_silent, pattern, spawn_echo, tcp, udp, until};
+use support::{Moody, Pair, Random, echo, is_silent, next_open, pattern, spawn_echo, tcp, udp, until};
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _, duplex};
 use tokio::task::JoinSet;
 
@@ -146,7 +147,7 @@ async fn a_reader_that_stops_stops_its_sender_and_no_other() {
     // All that fits: the window, and what waits for it.
     let (mut taken, mut refused) = (0, 0);
     while refused < 1000 {
-        let write = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut stopped).poll_write(cx, &chunk)));
+        let write = poll_fn(|cx| Poll::Ready(Pin::new(&mut stopped).poll_write(cx, &chunk)));
         match write.await {
             Poll::Ready(written) => (taken, refused) = (taken + written.unwrap(), 0),
             Poll::Pending => refused += 1,
@@ -158,7 +159,7 @@ async fn a_reader_that_stops_stops_its_sender_and_no_other() {
     let echo = tokio::spawn(echo(far));
     send_and_compare(near, 1_000_000, 2).await;
     echo.await.unwrap();
-    let write = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut stopped).poll_write(cx, &chunk))).await;
+    let write = poll_fn(|cx| Poll::Ready(Pin::new(&mut stopped).poll_write(cx, &chunk))).await;
     assert!(write.is_pending());
     // And goes on when the reader does.
     let reader = tokio::spawn(async move {
@@ -249,12 +250,18 @@ async fn what_is_held_is_told_and_given_up_with_its_stream() {
 }
 
 #[tokio::test]
-async fn under_pressure_a_stopped_reader_is_sent_less() {
-    let mut pair = Pair::new(1000, Config::default()).await;
-    pair.client.set_pressure(true);
-    until(|| pair.client.held() == 0).await;
+async fn where_memory_runs_short_a_stopped_reader_is_sent_less() {
+    let mut config = Config::default();
+    config.memory = Memory::new(1 << 30);
+    let mut others = config.memory.share();
+    // Enough for another stream, and no more.
+    others.set((1 << 30) / 8 * 7 - 100_000);
+    let mut pair = Pair::new(1000, config).await;
     let (mut near, mut far) = pair.stream(tcp()).await;
-    near.write_all(&[0; 200_000]).await.unwrap();
+    let writer = tokio::spawn(async move {
+        near.write_all(&[0; 200_000]).await.unwrap();
+        near.shutdown().await.unwrap();
+    });
     until(|| pair.client.held() > 0).await;
     for _ in 0..1000 {
         tokio::task::yield_now().await;
@@ -262,7 +269,7 @@ async fn under_pressure_a_stopped_reader_is_sent_less() {
     assert!(pair.client.held() <= MIN_WINDOW as usize, "{}", pair.client.held());
     // It goes on all the same.
     let reader = tokio::spawn(async move { far.read_to_end(&mut Vec::new()).await });
-    near.shutdown().await.unwrap();
+    writer.await.unwrap();
     assert_eq!(reader.await.unwrap().unwrap(), 200_000);
 }
 
@@ -284,7 +291,7 @@ async fn datagrams_stay_whole_empty_and_largest_ones_too() {
     let mut received = BytesMut::new();
     for len in [0, 1, 512, 1472, 9000, 65_507, 0] {
         let sent = pattern(len, len as u64);
-        let kept = std::future::poll_fn(|cx| Poll::Ready(near.send_now(cx, &sent))).await.unwrap();
+        let kept = poll_fn(|cx| Poll::Ready(near.send_now(cx, &sent))).await.unwrap();
         assert!(kept);
         received.clear();
         assert!(far.recv(&mut received).await.unwrap());
@@ -298,7 +305,7 @@ async fn u10_datagrams_that_find_no_room_are_dropped_and_counted_and_nobody_wait
     let (near, far) = pair.stream(udp()).await;
     let (mut near, mut far) = (Datagrams::new(near), Datagrams::new(far));
     // No turn for the driver in between.
-    let dropped = std::future::poll_fn(|cx| {
+    let dropped = poll_fn(|cx| {
         (0..10_000_u32).for_each(|n| assert!(near.send_now(cx, &n.to_be_bytes()).unwrap()));
         Poll::Ready(pair.gateway.dropped_datagrams())
     })
@@ -349,7 +356,7 @@ async fn i9_a_mix_of_endings_leaves_nothing_behind() {
     let client = tokio::spawn(async move {
         let mut streams = JoinSet::new();
         let mut n = 0;
-        while let Some(request) = support::next_open(&mut requests).await {
+        while let Some(request) = next_open(&mut requests).await {
             n += 1;
             match n % 5 {
                 0 => drop(request),
@@ -427,4 +434,37 @@ async fn send_and_compare(stream: anyproxy_tunnel::Stream, len: usize, seed: u64
     reader.read_to_end(&mut received).await.unwrap();
     assert!(received == expected, "{} of {len} bytes", received.len());
     writing.await.unwrap();
+}
+
+#[tokio::test]
+async fn f9_what_a_process_holds_for_streams_has_one_bound_and_all_of_it_comes_back() {
+    const LIMIT: u64 = 4 << 20;
+    let mut config = Config::default();
+    config.memory = Memory::new(LIMIT);
+    let memory = config.memory.clone();
+    let Pair { gateway, mut requests, client: _client, .. } = Pair::new(1000, config).await;
+    // Nobody reads these.
+    let keeping = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Some(request) = next_open(&mut requests).await {
+            kept.push(request.accept(OpenOk::default()));
+        }
+    });
+    let mut streams = Vec::new();
+    let refused = loop {
+        let mut near = match gateway.open(tcp()).await {
+            Ok((near, _)) => near,
+            Err(refused) => break refused,
+        };
+        // All that a stream takes at once.
+        let room = poll_fn(|cx| near.poll_room(cx)).await.unwrap();
+        near.write_all(&vec![0; room]).await.unwrap();
+        streams.push(near);
+        assert!(streams.len() < 5_000 && memory.used() <= LIMIT, "{} in use", memory.used());
+    };
+    assert!(matches!(Outcome::of(&refused), Outcome::Overloaded { .. }), "{refused}");
+    assert!(streams.len() > 8, "{} streams", streams.len());
+    drop(streams);
+    keeping.abort();
+    until(|| memory.used() == 0).await;
 }

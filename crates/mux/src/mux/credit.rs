@@ -11,16 +11,25 @@ impl<S: Side> Mux<S> {
     /// The credit a new stream, which is in the table already, starts with: less when there is a crowd, or much is
     /// held.
     pub(crate) fn start_window(&self) -> u32 {
-        let share = self.config.held_limit / (self.streams.len() as u64).max(1);
+        let share = self.held_limit() / (self.streams.len() as u64).max(1);
         let share = u32::try_from(share).unwrap_or(u32::MAX);
         self.shrunk(self.config.window.min(share).max(MIN_WINDOW))
     }
 
-    /// What is left of a window under pressure: all of it until `held_bytes` are held, [`MIN_WINDOW`] at
-    /// `held_limit`, and in proportion between them.
+    /// Bytes held for readers beyond which the streams that hold most are reset. Where the process holds more than it
+    /// may, a tunnel has an equal part of that and no more.
+    pub(super) fn held_limit(&self) -> u64 {
+        let limit = self.config.held_limit;
+        let memory = self.memory();
+        if memory.is_exceeded() { limit.min(memory.equal_part()) } else { limit }
+    }
+
+    /// What is left of a window where much is held: all of it until `held_bytes` are, [`MIN_WINDOW`] at `held_limit`,
+    /// and in proportion between them; and no more than the process's memory allows.
     fn shrunk(&self, window: u32) -> u32 {
+        let window = self.memory().shrunk(window, MIN_WINDOW);
         let (soft, hard) = (self.config.held_bytes, self.config.held_limit);
-        if self.pressure || self.held >= hard {
+        if self.held >= hard {
             return window.min(MIN_WINDOW);
         }
         if self.held <= soft {
@@ -65,10 +74,11 @@ impl<S: Side> Mux<S> {
     }
 
     /// Half a window was read. If that took less than two round trips, the window is what holds the stream back, and
-    /// it doubles; below the start window, where a crowd put it, it doubles in any case. Under pressure it halves.
+    /// it doubles; below the start window, where a crowd put it, it doubles in any case. Where too much is held it
+    /// halves.
     fn tune_window(&mut self, id: StreamId) {
         let (now, least) = (self.now, self.liveness.least());
-        let relaxed = !self.pressure && self.held <= self.config.held_bytes;
+        let relaxed = !self.memory().is_shrinking() && self.held <= self.config.held_bytes;
         let Some(stream) = self.streams.get_mut(id) else { return };
         let (start, window) = (self.config.window, stream.window);
         if !relaxed {
@@ -90,17 +100,18 @@ impl<S: Side> Mux<S> {
     /// A crowd of small holders is left alone, and is looked at again only when it has grown by an eighth of the
     /// limit: the peer must not be able to make every frame cost a look at all streams.
     pub(super) fn relieve(&mut self) {
-        let eighth = self.config.held_limit / 8;
+        let limit = self.held_limit();
+        let eighth = limit / 8;
         let holders = self.streams.iter().filter(|(_, stream)| stream.held > MIN_WINDOW);
         let mut holders: Vec<_> = holders.map(|(id, stream)| (stream.held, id)).collect();
         holders.sort_unstable_by(|a, b| b.cmp(a));
         for (_, id) in holders {
-            if self.held <= self.config.held_limit - eighth {
+            if self.held <= limit - eighth {
                 break;
             }
             self.discard(id);
         }
-        self.relieve_above = self.config.held_limit.max(self.held + eighth);
+        self.unrelieved = self.held;
     }
 
     /// Gives up what is held for a stream's reader, and the stream.

@@ -101,9 +101,10 @@ impl<S: Side> Mux<S> {
         stream.held += data.len() as u32;
         self.held += data.len() as u64;
         self.events.push_back(Event::Data { id, data });
-        if self.held <= self.config.held_limit {
-            self.relieve_above = self.config.held_limit;
-        } else if self.held > self.relieve_above {
+        let limit = self.held_limit();
+        if self.held <= limit {
+            self.unrelieved = 0;
+        } else if self.held > self.unrelieved + limit / 8 {
             self.relieve();
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyproxy_frame::{
     ClientHello, GatewayHello, HostRef, Open, OpenOk, StreamFrame, StreamId, ToClient, ToGateway,
 };
-use anyproxy_mux::{Client, Config, Event, Gateway, Mux, PeerError, Side};
+use anyproxy_mux::{Client, Config, Event, Gateway, Memory, Mux, PeerError, Side};
 use bytes::Bytes;
 
 pub(crate) type ClientUnderTest = UnderTest<Client>;
@@ -50,8 +50,17 @@ impl ClientUnderTest {
         Self::with(Config::default())
     }
 
+    /// One whose streams draw on `memory`.
+    pub(crate) fn of_memory(memory: &Memory) -> Self {
+        Self::greeted(Mux::new(Config::default(), Instant::now()).with_memory(memory))
+    }
+
     pub(crate) fn with(config: Config) -> Self {
-        let mut client = Self::silent(config);
+        Self::greeted(Mux::new(config, Instant::now()))
+    }
+
+    fn greeted(mux: Mux<Client>) -> Self {
+        let mut client = Self { mux, now: Instant::now() };
         client.mux.hello(ClientHello::new("c", 1)).unwrap();
         client.hear(ToClient::Hello(Box::new(GatewayHello::new(1)))).unwrap();
         client.transmit();
@@ -100,8 +109,17 @@ impl GatewayUnderTest {
         Self::with(Config::default())
     }
 
+    /// One whose streams draw on `memory`.
+    pub(crate) fn of_memory(memory: &Memory) -> Self {
+        Self::greeted(Mux::new(Config::default(), Instant::now()).with_memory(memory))
+    }
+
     pub(crate) fn with(config: Config) -> Self {
-        let mut gateway = Self::silent(config);
+        Self::greeted(Mux::new(config, Instant::now()))
+    }
+
+    fn greeted(mux: Mux<Gateway>) -> Self {
+        let mut gateway = Self { mux, now: Instant::now() };
         gateway.hear(client_hello()).unwrap();
         gateway.mux.hello(GatewayHello::new(1)).unwrap();
         gateway.transmit();
