@@ -609,6 +609,26 @@ async fn i1_a_kept_stream_is_for_its_connection_and_target_alone() {
     assert_eq!(target.rest().await, "");
 }
 
+#[tokio::test]
+async fn i1_a_kept_stream_is_for_its_identity_alone() {
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    let mut targets = Vec::new();
+    // a:x, b:x, and a:x again, all on one connection.
+    for login in ["YTp4", "Yjp4"] {
+        user.say(&format!("GET http://t/ HTTP/1.1\r\nHost: t\r\nProxy-Authorization: Basic {login}\r\n\r\n"))
+            .await;
+        let mut target = stage.target().await;
+        target.head().await;
+        target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+        user.head().await;
+        targets.push(target);
+    }
+    user.say("GET http://t/again HTTP/1.1\r\nHost: t\r\nProxy-Authorization: Basic YTp4\r\n\r\n").await;
+    assert!(targets[0].head().await.starts_with("GET /again "));
+    assert_eq!(stage.opened(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_kept_stream_is_closed_when_the_user_pauses() {
     let stage = Stage::keeping();

@@ -4,6 +4,7 @@
 
 mod play;
 
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -307,6 +308,47 @@ async fn an_idle_connection_is_closed() {
     let began = tokio::time::Instant::now();
     let _ = user.connection.await.unwrap();
     assert!((75..=76).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn tls_agrees_on_http_2_or_on_http_1_1() {
+    let certified = rcgen::generate_simple_self_signed(["gate.lan".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+    let mut server = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).unwrap();
+    let client = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+
+    let stage = Stage::open();
+    let listener = anyproxy_front::Listener::bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
+    let address = listener.local_addr().unwrap();
+    let listener = listener.with_tls(anyproxy_front::Tls::new(Arc::new(server)));
+    tokio::spawn(HttpProxy::new(stage.stack()).serve(listener, stage.stop.clone()));
+    for protocol in [&b"h2"[..], b"http/1.1"] {
+        let mut client = client.clone();
+        client.alpn_protocols = vec![protocol.to_vec()];
+        let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+        let mut tls = connector.connect("gate.lan".try_into().unwrap(), tcp).await.unwrap();
+        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(protocol));
+        if protocol == b"h2" {
+            let (mut requests, connection) = h2::client::handshake(tls).await.unwrap();
+            tokio::spawn(connection);
+            let (response, _) = requests.send_request(get("http://t/"), true).unwrap();
+            stage.target().await.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+            assert_eq!(response.await.unwrap().status(), StatusCode::NO_CONTENT);
+        } else {
+            tls.write_all(b"GET http://t/ HTTP/1.1\r\nHost: t\r\n\r\n").await.unwrap();
+            stage.target().await.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+            let mut status = [0; 12];
+            tls.read_exact(&mut status).await.unwrap();
+            assert_eq!(&status, b"HTTP/1.1 204");
+        }
+    }
 }
 
 struct User {

@@ -85,7 +85,7 @@ impl Stage {
         let login = tower::service_fn(move |login: Login| {
             let counted = counted.clone();
             async move {
-                let known = login.credentials.is_some_and(|login| {
+                let known = login.credentials.as_ref().is_some_and(|login| {
                     account.is_some_and(|(name, password)| {
                         *login.username == *name && login.password.expose_secret() == password
                     })
@@ -93,7 +93,9 @@ impl Stage {
                 if account.is_some() && !known {
                     return Err(BoxError::from(Outcome::LoginRequired));
                 }
-                let identity: Identity = Account::new("user", ["blue"]).into();
+                // Where nobody is asked, one is who one says.
+                let name = login.credentials.map_or_else(|| "user".into(), |login| login.username);
+                let identity: Identity = Account::new(&*name, ["blue"]).into();
                 Ok(tower::service_fn(move |mut dial: Dial| {
                     dial.identity = identity.clone();
                     if !keeps {
