@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_front::Listener;
+use anyproxy_tunnel::Memory;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
@@ -38,6 +39,16 @@ pub(crate) trait Probe: Send + Sync + 'static {
     fn measure(&self);
     /// Whether work should be sent here.
     fn is_ready(&self) -> bool;
+}
+
+/// Sets the gauges of what streams hold.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "no machine has 2^52 bytes, and then they would be about right"
+)]
+pub(crate) fn measure_memory(memory: &Memory) {
+    metrics::gauge!("anyproxy_stream_memory_bytes").set(memory.used() as f64);
+    metrics::gauge!("anyproxy_stream_memory_limit_bytes").set(memory.limit() as f64);
 }
 
 /// The recorder of this process.
@@ -133,6 +144,8 @@ fn describe() {
     metrics::describe_gauge!("anyproxy_clients", "Clients connected");
     metrics::describe_gauge!("anyproxy_tunnels", "Tunnels that stand");
     metrics::describe_gauge!("anyproxy_unsent_bytes", "Bytes that wait to leave on tunnels");
+    metrics::describe_gauge!("anyproxy_stream_memory_bytes", "What streams hold in this process");
+    metrics::describe_gauge!("anyproxy_stream_memory_limit_bytes", "What they may hold: memory_limit");
     metrics::describe_histogram!(
         "anyproxy_tunnel_rtt_seconds",
         "Round trips of tunnels, one of each at every scrape"

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyproxy_client::{Client, Handle};
+use anyproxy_tunnel::Memory;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Probe};
@@ -29,8 +30,9 @@ pub(crate) async fn serve(
     admin: Option<admin::Bound>,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
+    let memory = settings.config.tunnel.memory.clone();
     let client = Client::new(settings.config).map_err(|error| Failure::of("client", error))?;
-    let probe = Arc::new(Tunnels { handle: client.handle(), stop: stop.clone() });
+    let probe = Arc::new(Tunnels { handle: client.handle(), memory, stop: stop.clone() });
     // The admin listener lives until the last stream is gone: somebody watches the drain.
     let done = CancellationToken::new();
     let admin = admin.map(|admin| admin.serve(probe, done.clone()));
@@ -49,11 +51,13 @@ pub(crate) async fn serve(
 /// A client is ready while it has a tunnel and has not been told to stop.
 struct Tunnels {
     handle: Handle,
+    memory: Memory,
     stop: CancellationToken,
 }
 
 impl Probe for Tunnels {
     fn measure(&self) {
+        admin::measure_memory(&self.memory);
         #[expect(clippy::cast_precision_loss, reason = "there are not 2^52 tunnels")]
         metrics::gauge!("anyproxy_tunnels").set(self.handle.tunnels() as f64);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyproxy_core::BoxGateway;
 use anyproxy_front::{Listener, RelayConfig};
 use anyproxy_http::HttpProxy;
+use anyproxy_sni::Sni;
 use anyproxy_socks5::{Socks5, UdpConfig, UdpDrops};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +17,7 @@ pub(crate) enum Served {
     Http(HttpProxy<BoxGateway>),
     Socks5(Socks5<BoxGateway>),
     Mixed(Mixed<BoxGateway>),
+    Sni(Sni<BoxGateway>),
 }
 
 impl Served {
@@ -28,13 +30,14 @@ impl Served {
                 let (http, socks5) = (http(front, relay, stack.clone()), socks5(front, relay, stack));
                 Self::Mixed(Mixed::new(http, socks5, front.handshake_timeout))
             }
+            Protocol::Sni => Self::Sni(sni(front, relay, stack)),
         }
     }
 
     /// The datagrams it drops, by reason, where it carries any.
     pub(crate) fn udp_drops(&self) -> Option<Arc<UdpDrops>> {
         match self {
-            Self::Http(_) => None,
+            Self::Http(_) | Self::Sni(_) => None,
             Self::Socks5(socks5) => Some(socks5.udp_drops()),
             Self::Mixed(mixed) => Some(mixed.udp_drops()),
         }
@@ -46,6 +49,7 @@ impl Served {
             Self::Http(http) => http.serve(listener, stop).await,
             Self::Socks5(socks5) => socks5.serve(listener, stop).await,
             Self::Mixed(mixed) => mixed.serve(listener, stop).await,
+            Self::Sni(sni) => sni.serve(listener, stop).await,
         }
     }
 }
@@ -67,4 +71,12 @@ fn socks5(front: &Front, relay: RelayConfig, stack: BoxGateway) -> Socks5<BoxGat
         idle_timeout: front.udp.idle_timeout,
         ..UdpConfig::default()
     })
+}
+
+fn sni(front: &Front, relay: RelayConfig, stack: BoxGateway) -> Sni<BoxGateway> {
+    let hosts = front.passthrough.hosts.clone();
+    Sni::new(stack, move |target| hosts.iter().any(|pattern| pattern.matches(target)))
+        .with_port(front.passthrough.port)
+        .with_handshake_timeout(front.handshake_timeout)
+        .with_relay(relay)
 }

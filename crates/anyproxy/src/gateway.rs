@@ -17,6 +17,7 @@ use anyproxy_metrics::MetricsLayer;
 use anyproxy_queue::{QueueHandle, QueueLayer, WaitForClient, WaitHandle};
 use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
 use anyproxy_socks5::UdpDrops;
+use anyproxy_tunnel::Memory;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -121,6 +122,7 @@ impl Bound {
         let mut config = anyproxy_gateway::Config::default();
         config.handshake_timeout = settings.handshake_timeout;
         config.drain_timeout = settings.drain_timeout;
+        let memory = settings.tunnel.memory.clone();
         config.tunnel = settings.tunnel;
         let ports = Ports::new(settings.open_ports_addr, dials, settings.relay);
         let login = stack::client_login(settings.clients, settings.client_accounts, metrics, hashing);
@@ -129,7 +131,7 @@ impl Bound {
 
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
-        let probe = Arc::new(Connected { clients, line, waiting, drops, stop: stop.clone() });
+        let probe = Arc::new(Connected { clients, line, waiting, drops, memory, stop: stop.clone() });
         let admin = admin.map(|admin| admin.serve(probe, done.clone()));
         let draining = async {
             stop.cancelled().await;
@@ -155,6 +157,7 @@ struct Connected {
     waiting: WaitHandle,
     /// Of each front that carries datagrams.
     drops: Vec<Arc<UdpDrops>>,
+    memory: Memory,
     stop: CancellationToken,
 }
 
@@ -167,6 +170,7 @@ impl Probe for Connected {
         metrics::gauge!("anyproxy_unsent_bytes").set(count(tunnels.iter().map(|tunnel| tunnel.unsent).sum()));
         metrics::gauge!("anyproxy_queue_length").set(count(self.line.status().waiting));
         metrics::gauge!("anyproxy_waiting_for_client").set(count(self.waiting.waiting()));
+        admin::measure_memory(&self.memory);
         let mut dropped = BTreeMap::<_, u64>::new();
         for (reason, count) in self.drops.iter().flat_map(|drops| drops.counts()) {
             *dropped.entry(reason).or_default() += count;

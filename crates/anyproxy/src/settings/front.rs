@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyproxy_acl::Pattern;
 use anyproxy_auth::Accounts;
 use anyproxy_config::{self as config, ListenAddr, Spanned};
 use rustls::ServerConfig;
@@ -14,6 +15,8 @@ use crate::tls;
 
 /// The longest a connection may idle between requests.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Where TLS is served.
+const TLS_PORT: u16 = 443;
 /// The longest an association may be silent (RFC 4787 REQ-5).
 const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -29,6 +32,7 @@ pub(crate) struct Front {
     pub(crate) handshake_timeout: Duration,
     pub(crate) keep_alive_timeout: Duration,
     pub(crate) udp: Udp,
+    pub(crate) passthrough: Passthrough,
 }
 
 /// What a front speaks.
@@ -38,6 +42,8 @@ pub(crate) enum Protocol {
     Socks5,
     /// Either, told apart by the first byte.
     Mixed,
+    /// TLS, passed through by its server name.
+    Sni,
 }
 
 impl Protocol {
@@ -46,12 +52,16 @@ impl Protocol {
             Self::Http => "http",
             Self::Socks5 => "socks5",
             Self::Mixed => "mixed",
+            Self::Sni => "sni",
         }
     }
 
     /// Whether users of this front, as rules call it, come in here.
     pub(crate) fn serves(self, front: &str) -> bool {
-        self == Self::Mixed || self.as_str() == front
+        match self {
+            Self::Mixed => matches!(front, "http" | "socks5" | "mixed"),
+            _ => self.as_str() == front,
+        }
     }
 }
 
@@ -60,6 +70,13 @@ pub(crate) struct Udp {
     pub(crate) enabled: bool,
     pub(crate) advertise_addr: Option<IpAddr>,
     pub(crate) idle_timeout: Duration,
+}
+
+/// Which server names are passed through, and to which port. Without names, none is.
+#[derive(Default)]
+pub(crate) struct Passthrough {
+    pub(crate) hosts: Vec<Pattern>,
+    pub(crate) port: u16,
 }
 
 impl Front {
@@ -73,7 +90,11 @@ impl Front {
         ];
         let present =
             sections.into_iter().filter_map(|(protocol, section)| Some((protocol, section.as_ref()?)));
-        present.map(|(protocol, section)| Self::new(source, protocol, section)).collect()
+        let mut fronts = present
+            .map(|(protocol, section)| Self::new(source, protocol, section))
+            .collect::<Result<Vec<_>, _>>()?;
+        fronts.extend(proxy.sni.as_ref().map(|section| Self::sni(source, section)).transpose()?);
+        Ok(fronts)
     }
 
     fn new(source: &Source, protocol: Protocol, section: &Spanned<config::Front>) -> Result<Self, Failure> {
@@ -111,7 +132,7 @@ impl Front {
         let alpn: &[&[u8]] = match protocol {
             Protocol::Http => &[b"h2", b"http/1.1"],
             Protocol::Mixed => &[b"http/1.1"],
-            Protocol::Socks5 => &[],
+            Protocol::Socks5 | Protocol::Sni => &[],
         };
         let tls = match (&front.tls_cert, &front.tls_key) {
             (None, None) => None,
@@ -127,6 +148,43 @@ impl Front {
             handshake_timeout: duration(front.handshake_timeout, HANDSHAKE_TIMEOUT),
             keep_alive_timeout: duration(front.keep_alive_timeout, KEEP_ALIVE_TIMEOUT),
             udp: Udp::new(front.udp.as_ref(), &at)?,
+            passthrough: Passthrough::default(),
+        })
+    }
+
+    fn sni(source: &Source, section: &Spanned<config::Sni>) -> Result<Self, Failure> {
+        let config::Sni { listen_addr, hosts, group, port, handshake_timeout } = &section.value;
+        let at = |what: &str| source.mistake(section.defined, what);
+        let listen_addr = listen_addr.as_ref().ok_or_else(|| at("proxy.sni needs a listen_addr"))?;
+        let hosts = hosts.as_deref().unwrap_or_default();
+        if hosts.is_empty() {
+            return Err(at("proxy.sni needs hosts: the server names it passes through"));
+        }
+        let port = port.unwrap_or(TLS_PORT);
+        if port == 0 {
+            return Err(at("proxy.sni dials port 0, which cannot be dialled"));
+        }
+        for host in hosts {
+            let pattern = &host.value.0;
+            let wrong = |what: &str| Err(source.mistake(host.defined, what));
+            if pattern.is_range() {
+                return wrong("a server name is never an address: this pattern would match nothing");
+            }
+            // Nobody logs in here: the names are all that stands between the world and the targets.
+            if pattern.is_any_host() && !listen_addr.value.is_loopback() {
+                return wrong("this would pass everybody on to every name: list the names that are meant");
+            }
+        }
+        Ok(Self {
+            protocol: Protocol::Sni,
+            listen_addr: listen_addr.value.clone(),
+            tls: None,
+            accounts: None,
+            group: group.clone(),
+            handshake_timeout: duration(*handshake_timeout, HANDSHAKE_TIMEOUT),
+            keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
+            udp: Udp { enabled: false, advertise_addr: None, idle_timeout: UDP_IDLE_TIMEOUT },
+            passthrough: Passthrough { hosts: hosts.iter().map(|host| host.value.0.clone()).collect(), port },
         })
     }
 }

@@ -95,7 +95,7 @@ impl Gateway {
             // The client gives up first, so that a silent target and a silent client are told apart.
             open_timeout: connect_timeout + connect_timeout / 2,
             drain_timeout: duration(section.drain_timeout, DRAIN_TIMEOUT),
-            tunnel: tunnel(section.ping_interval, section.ping_timeout),
+            tunnel: tunnel(source, section.ping_interval, section.ping_timeout, section.memory_limit)?,
         })
     }
 

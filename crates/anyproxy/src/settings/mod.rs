@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_config::{ConfigError, File, Place};
+use anyproxy_tunnel::Memory;
 
 pub(crate) use client::Client;
 pub(crate) use front::{Front, Protocol};
@@ -18,6 +19,7 @@ pub(crate) use gateway::Gateway;
 pub(crate) use rules::Route;
 
 use crate::failure::Failure;
+use crate::process;
 
 /// The longest a handshake, or a request's head, may take.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +31,8 @@ const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The least that streams may hold: a window or two.
+const LEAST_MEMORY: u64 = 1024 * 1024;
 
 /// A file, and what its mistakes are reported under.
 pub(crate) struct Source {
@@ -60,11 +64,18 @@ fn unless_zero(value: Option<anyproxy_config::Duration>, default: Duration) -> O
 
 /// The limits of a tunnel, from the keys both ends have.
 fn tunnel(
+    source: &Source,
     ping_interval: Option<anyproxy_config::Duration>,
     ping_timeout: Option<anyproxy_config::Duration>,
-) -> anyproxy_tunnel::Config {
+    memory_limit: Option<anyproxy_config::Bytes>,
+) -> Result<anyproxy_tunnel::Config, Failure> {
     let mut config = anyproxy_tunnel::Config::default();
     config.mux.ping_interval = duration(ping_interval, config.mux.ping_interval);
     config.mux.ping_timeout = duration(ping_timeout, config.mux.ping_timeout);
-    config
+    let limit = memory_limit.map_or_else(|| process::memory() / 2, |limit| limit.0);
+    if limit < LEAST_MEMORY {
+        return Err(Failure::of(&source.name, "memory_limit is below 1MiB: hardly a stream would move"));
+    }
+    config.memory = Memory::new(limit);
+    Ok(config)
 }
