@@ -91,6 +91,12 @@ impl Pattern {
     pub const fn is_range(&self) -> bool {
         matches!(self.hosts, Hosts::Range(_))
     }
+
+    /// Whether the pattern speaks of every host, on whichever ports.
+    #[must_use]
+    pub const fn is_any_host(&self) -> bool {
+        matches!(self.hosts, Hosts::Any)
+    }
 }
 
 /// Splits `host[/prefix][:ports]`, the brackets of an IPv6 address taken off.
