@@ -7,7 +7,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use anyproxy_core::{BoxError, ByteStream, Dial, DialService, Front, GatewayStack, Login, Target};
+use anyproxy_core::{
+    BoxError, ByteStream, Dial, DialService, Front, GatewayStack, Login, Target, TraceParent,
+};
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -195,6 +197,9 @@ impl<M: GatewayStack> Served<M> {
         let lease = Lease::new(self.session.park.clone(), fresh);
         let mut dial = Dial::tcp(route.target.clone(), self.source, Front::HTTP);
         dial.extensions.insert(lease.clone());
+        if let Some(parent) = trace_parent(&parts.headers) {
+            dial.extensions.insert(parent);
+        }
         let dialled = dials.dial(dial).await;
         let stream = dialled.map_err(|error| Refusal::of(&*error).towards(&route.target))?;
         let mut head = BytesMut::new();
@@ -283,6 +288,14 @@ impl<M: GatewayStack> Served<M> {
         *response.headers_mut() = headers;
         Ok(response)
     }
+}
+
+/// The trace the user's request belongs to: the dial continues it, and the target is told of it as it is. Two contexts
+/// are none (Trace Context section 3.2.1).
+fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut values = headers.get_all("traceparent").iter();
+    let only = values.next().filter(|_| values.next().is_none())?;
+    TraceParent::parse(only.to_str().ok()?)
 }
 
 /// What was received, sent back (RFC 9110 section 9.3.8), without what identifies the user.

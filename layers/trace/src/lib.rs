@@ -28,7 +28,9 @@
 //!
 //! # The span
 //!
-//! `dial`, at level debug, around everything the inner services do, with `front`, `target` and the identity.
+//! `dial`, at level debug, around everything the inner services do, with `front`, `target` and the identity; and
+//! with `traceparent`, where the front was given a W3C trace context that the dial continues
+//! ([`TraceParent`](anyproxy_core::TraceParent)).
 
 mod access;
 mod service;

@@ -2,7 +2,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use anyproxy_core::{BoxError, Dial, Metered, Outcome};
+use anyproxy_core::{BoxError, Dial, Metered, Outcome, TraceParent};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -56,6 +56,7 @@ where
             user = dial.identity.user(),
             network = dial.network.as_str(),
             target = %dial.target,
+            traceparent = dial.extensions.get::<TraceParent>().map(TraceParent::as_str),
         );
         let line = Some(AccessLine::new(&dial));
         let inner = span.in_scope(|| self.inner.call(dial));
@@ -177,6 +178,24 @@ mod tests {
             assert!(line.contains(part), "{part} not in {line}");
         }
         assert_eq!(line.lines().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_happens_within_the_span_knows_the_trace_it_continues() {
+        let lines = Lines::default();
+        let subscriber = tracing_subscriber::fmt().json().with_max_level(tracing::Level::DEBUG);
+        let _listening = tracing::subscriber::set_default(subscriber.with_writer(lines.clone()).finish());
+        let dials = TraceLayer::new().layer(tower::service_fn(|_: Dial| async {
+            tracing::info!("within");
+            Err::<BufReader<DuplexStream>, _>(io::Error::other(Outcome::Denied))
+        }));
+        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut dial = dial();
+        dial.extensions.insert(TraceParent::parse(context).unwrap());
+        let _ = dials.dial(dial).await;
+        let lines = lines.text();
+        let within = lines.lines().find(|line| line.contains("within")).unwrap();
+        assert!(within.contains(&format!(r#""traceparent":"{context}""#)), "{within}");
     }
 
     #[tokio::test]
