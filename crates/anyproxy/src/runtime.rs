@@ -1,12 +1,16 @@
 //! The runtime a command runs in.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 use crate::signals::Signals;
+
+/// The longest an end may take once everything was told to end.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
 
 /// Runs `work` to its end, or to the second signal that asks for it.
 pub(crate) fn run<F, Fut>(work: F) -> Result<ExitCode, Failure>
@@ -20,8 +24,9 @@ where
         let signals = Signals::listen().map_err(|error| Failure::of("signals", error))?;
         Ok(signals.run(work).await)
     });
-    // What still runs was told to stop twice, or is a name lookup that nobody waits for any more.
-    runtime.shutdown_background();
+    // What still runs was told to stop and had its time. It is dropped here, which resets its connections: the system
+    // would close them as if all had been said. Only a name lookup is not worth waiting for.
+    runtime.shutdown_timeout(LAST_MOMENT);
     match ended? {
         Some(Ok(())) => Ok(ExitCode::SUCCESS),
         Some(Err(failure)) => Err(failure),
