@@ -2,7 +2,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Front, Identity, Journal, Target};
+use crate::{Front, Identity, Journal, RulesVersion, Target};
 
 /// The flows of one user socket: udp dials of the same association leave from one socket at the far end, so that
 /// peers see one source port.
@@ -74,6 +74,9 @@ pub struct Dial {
     pub front: Front,
     /// For whom; set by whoever verified the login.
     pub identity: Identity,
+    /// The rules that the far end has still to apply, left by the policy that could not judge alone. A field, not an
+    /// extension: with rules on ranges every dial to a name has it, and extensions cost allocations at every clone.
+    pub rules: Option<RulesVersion>,
     /// What becomes known about the dial on its way.
     pub journal: Journal,
     /// Whatever layers of your own want to tell each other.
@@ -100,6 +103,7 @@ impl Dial {
             source,
             front,
             identity: Identity::ANONYMOUS,
+            rules: None,
             journal: Journal::new(),
             extensions: http::Extensions::new(),
         }

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 /// The version of a gateway's rules, as opens and clients name it.
 ///
 /// A rule on a range of addresses cannot judge a name before the client has resolved it. A policy layer that lets
-/// such a dial through leaves this in [`Dial::extensions`](crate::Dial::extensions); the terminal service names
+/// such a dial through leaves this in [`Dial::rules`](crate::Dial::rules); the terminal service names
 /// the version in the open, and the client judges every address by the rules of that version before it dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RulesVersion(NonZeroU32);

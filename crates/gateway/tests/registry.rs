@@ -45,7 +45,7 @@ async fn a_dial_becomes_a_stream_at_the_client_and_the_journal_knows_it() {
     let mut dial = dial("blue");
     let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
     dial.extensions.insert(trace.clone());
-    dial.extensions.insert(RulesVersion::new(7).unwrap());
+    dial.rules = RulesVersion::new(7);
     let journal = dial.journal.clone();
     let dialing = tokio::spawn(house.serving("blue")[0].dial(dial));
     let request = next_open(&mut peer).await;

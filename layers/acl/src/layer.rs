@@ -81,7 +81,7 @@ impl fmt::Debug for AclHandle {
 /// Refuses dials whose target the policy does not allow.
 ///
 /// A dial whose verdict [depends](Verdict::Depends) on addresses passes with the policy's
-/// [`RulesVersion`](anyproxy_core::RulesVersion) in its extensions, and whoever opens the stream must see to it that
+/// [`RulesVersion`](anyproxy_core::RulesVersion) in [`Dial::rules`], and whoever opens the stream must see to it that
 /// the far end applies these rules.
 ///
 /// A refusal is [`Denied`]. The decision is made in `call`, without waiting and without allocation.
@@ -112,7 +112,7 @@ impl<S> Acl<S> {
         let cause = match policy.check(&Question::from(&*dial)) {
             Verdict::Allow => return Ok(()),
             Verdict::Deny(cause) => cause,
-            Verdict::Depends => match dial.extensions.insert(policy.version()) {
+            Verdict::Depends => match dial.rules.replace(policy.version()) {
                 Some(other) if other != policy.version() => Cause::OtherRules,
                 _ => return Ok(()),
             },
@@ -215,7 +215,7 @@ mod tests {
         let answer = acl.call(dial("10.0.0.1:23"));
         let (request, reply) = inner.next_request().await.unwrap();
         assert_eq!(request.target, target("10.0.0.1:23"));
-        assert!(request.extensions.is_empty());
+        assert_eq!(request.rules, None);
         reply.send_response("stream");
         assert_eq!(answer.await.unwrap(), "stream");
     }
@@ -278,7 +278,7 @@ mod tests {
         assert_ready_ok!(acl.poll_ready());
         let _answer = acl.call(dial("db.lan:22"));
         let (request, _) = inner.next_request().await.unwrap();
-        assert_eq!(request.extensions.get(), Some(&version));
+        assert_eq!(request.rules, Some(version));
     }
 
     #[tokio::test]
