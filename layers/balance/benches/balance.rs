@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use anyproxy_balance::{Balance, StickyBy, Strategy};
 use anyproxy_core::{Dial, DialService as _, Endpoint, Endpoints, Front, Load, Target};
 use criterion::{Criterion, criterion_group, criterion_main};
-use tokio::io::{BufReader, Empty, Join, Sink, empty, join, sink};
+use tokio::io::{Empty, Join, Sink, empty, join, sink};
 use tower_service::Service;
 
 type Nothing = Join<Empty, Sink>;
@@ -18,7 +18,7 @@ type Nothing = Join<Empty, Sink>;
 struct Member(&'static str);
 
 impl Service<Dial> for Member {
-    type Response = BufReader<Nothing>;
+    type Response = Nothing;
     type Error = std::io::Error;
     type Future = Ready<Result<Self::Response, Self::Error>>;
 
@@ -27,7 +27,7 @@ impl Service<Dial> for Member {
     }
 
     fn call(&mut self, _: Dial) -> Self::Future {
-        ready(Ok(BufReader::with_capacity(0, join(empty(), sink()))))
+        ready(Ok(join(empty(), sink())))
     }
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use anyproxy_core::{Account, Dial, DialService as _, Front, Target};
 use anyproxy_queue::{QueueLayer, Settings};
 use criterion::{Criterion, criterion_group, criterion_main};
-use tokio::io::{BufReader, Empty, Join, Sink, empty, join, sink};
+use tokio::io::{Empty, Join, Sink, empty, join, sink};
 use tower_layer::Layer as _;
 use tower_service::Service;
 
@@ -16,7 +16,7 @@ use tower_service::Service;
 struct Terminal;
 
 impl Service<Dial> for Terminal {
-    type Response = BufReader<Join<Empty, Sink>>;
+    type Response = Join<Empty, Sink>;
     type Error = std::io::Error;
     type Future = Ready<Result<Self::Response, Self::Error>>;
 
@@ -25,7 +25,7 @@ impl Service<Dial> for Terminal {
     }
 
     fn call(&mut self, _: Dial) -> Self::Future {
-        ready(Ok(BufReader::with_capacity(0, join(empty(), sink()))))
+        ready(Ok(join(empty(), sink())))
     }
 }
 

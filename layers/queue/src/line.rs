@@ -1,6 +1,6 @@
 //! Seats, and the line in front of them: one mutex, its own counters, everything in it a few steps long.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -144,13 +144,16 @@ impl Line {
         {
             return Entry::Seated(Permit { _hold: Hold::Shared { _seat: seat } });
         }
-        if state.connections(&key) >= state.settings.per_user_connections {
+        let has_seats = state.running < state.settings.max_connections;
+        let most = state.settings.per_user_connections;
+        let user = state.users.entry(key.clone());
+        if connections(&user) >= most {
             return Entry::Refused(TooManyConnections.into());
         }
         // Whoever waits keeps all seats taken: nobody is overtaken here.
-        if state.running < state.settings.max_connections {
+        if has_seats {
+            user.or_default().running += 1;
             state.running += 1;
-            state.users.entry(key.clone()).or_default().running += 1;
             return Entry::Seated(self.seat(&mut state, key, association));
         }
         if !state.make_room(&key) {
@@ -207,10 +210,6 @@ impl Line {
 // === impl State ===
 
 impl State {
-    fn connections(&self, key: &Key) -> usize {
-        self.users.get(key).map_or(0, |user| user.running + user.waiting.len())
-    }
-
     /// Whether the line has a place for one more dial of this user. A full line takes it from the user who has the
     /// most, if those are more than the newcomer's would be.
     fn make_room(&mut self, key: &Key) -> bool {
@@ -284,10 +283,13 @@ impl State {
 
     fn release(&mut self, key: &Key) {
         self.running -= 1;
-        if let Some(user) = self.users.get_mut(key) {
-            user.running -= 1;
+        if let hash_map::Entry::Occupied(mut user) = self.users.entry(key.clone()) {
+            user.get_mut().running -= 1;
+            // Whoever waits has a turn; whoever does not, has none to forget.
+            if user.get().is_empty() {
+                user.remove();
+            }
         }
-        self.tidy(key);
         self.seat_next();
     }
 
@@ -303,6 +305,22 @@ impl State {
         if let Some(index) = self.turns.iter().position(|other| other == key) {
             self.turns.remove(index);
         }
+    }
+}
+
+// === impl User ===
+
+impl User {
+    fn is_empty(&self) -> bool {
+        self.running == 0 && self.waiting.is_empty()
+    }
+}
+
+/// Living streams and waiting dials of one user; one look-up serves the question and what follows from it.
+fn connections(user: &hash_map::Entry<'_, Key, User>) -> usize {
+    match user {
+        hash_map::Entry::Occupied(user) => user.get().running + user.get().waiting.len(),
+        hash_map::Entry::Vacant(_) => 0,
     }
 }
 
