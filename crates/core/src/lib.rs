@@ -38,6 +38,21 @@
 //! Every stream, and every wrapper around one, keeps three promises: `shutdown` is a fin (the other direction goes
 //! on), dropping an unfinished stream is a reset, and a peer's reset reads as
 //! [`ConnectionReset`](std::io::ErrorKind::ConnectionReset), never as an end.
+//!
+//! # tower's own layers
+//!
+//! A dial stack is a tower stack, so tower's layers go around it. What each does there, as
+//! `tests/tower_layers.rs` shows:
+//!
+//! | layer | around dials |
+//! |---|---|
+//! | `timeout` | As it is: bounds the dial, not the stream, and means [`Outcome::TimedOut`]. The outermost meaning wins, so put it where that is the true one: around the terminal it says "the dial", around everything it hides "no client". |
+//! | `filter` | As it is. Its predicate's error is found again by type, and ends in an outcome as any layer's does. |
+//! | `retry` | As it is: a [`Dial`] is cheap to clone and has no payload, so no byte of a user is sent twice. Each dial has a policy of its own. Counters within count attempts, counters outside count dials. |
+//! | `concurrency_limit` | Limits dials under way, not streams: the permit ends with the answer. To limit streams, let a permit ride in the stream ([`Guarded`]). Clones share the limit, two stacks made by one layer do not: `GlobalConcurrencyLimitLayer` does. |
+//! | `load_shed` | Refuses only what `poll_ready` would let wait, as [`Outcome::Overloaded`]: put it directly around `concurrency_limit` or `buffer`. Above a layer that is always ready, as those that queue, balance or retry are, it never sheds. |
+//! | `buffer` | Makes a [`DialService`] of a service that cannot be cloned; costs a task and a hop through a channel for each dial. A service that fails to be ready ends it for good. |
+//! | `rate_limit` | No use: it counts for one instance, cannot be cloned, and lets users wait instead of telling them when to come again. |
 
 mod credentials;
 mod datagrams;
