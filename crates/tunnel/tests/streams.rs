@@ -172,6 +172,48 @@ async fn a_reader_that_stops_stops_its_sender_and_no_other() {
 }
 
 #[tokio::test]
+async fn credit_returns_while_the_reader_has_more_in_hand() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    near.write_all(&pattern(256 * 1024, 6)).await.unwrap();
+    until(|| pair.gateway.unsent() == 0 && pair.client.held() == 256 * 1024).await;
+    near.write_all(&pattern(100, 7)).await.unwrap();
+    // One look takes all of it in hand; what is left of it is never asked for again.
+    far.read_exact(&mut vec![0; 200 * 1024]).await.unwrap();
+    // Told in steps of 64 KiB, three of them; and there is room for more.
+    until(|| pair.client.held() == 64 * 1024 + 100).await;
+}
+
+#[tokio::test]
+async fn more_than_a_turn_of_the_driver_moves_comes_through() {
+    let mut pair = Pair::new(64 * 1024 * 1024, Config::default()).await;
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        streams.push(pair.stream(tcp()).await);
+    }
+    // No turn for the drivers in between: 8 MB at once.
+    let sent = pattern(200_000, 8);
+    for (near, _) in &mut streams {
+        near.send(Bytes::from(sent.clone())).await.unwrap();
+    }
+    for (_, far) in &mut streams {
+        let mut read = vec![0; sent.len()];
+        far.read_exact(&mut read).await.unwrap();
+        assert!(read == sent);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_dropped_behind_the_peer_s_fin_but_without_its_own_is_a_reset() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    far.shutdown().await.unwrap();
+    assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0);
+    drop(near);
+    assert_eq!(far.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
 async fn shutdown_waits_until_everything_has_left() {
     let mut pair = Pair::new(1000, Config::default()).await;
     let (mut near, mut far) = pair.stream(tcp()).await;
