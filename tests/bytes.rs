@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use anyproxy_tests::{
-    HttpTarget, Options, Result, SilentTarget, Stage, Target, Way, head, socks5_reply, tunnel,
+    HttpTarget, Options, RefusingTarget, Result, SilentTarget, Stage, Target, Way, head, socks5_reply, tunnel,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -87,12 +87,13 @@ async fn s8_each_failure_at_the_far_end_has_its_reply() -> Result {
         gateway: "  limits: { wait_for_client: 100ms }".to_owned(),
         ..Options::default()
     })?;
-    let gone = Target::echo().await?.addr().port().to_be_bytes();
+    let refusing = RefusingTarget::start()?;
+    let refused = refusing.addr().port().to_be_bytes();
     let silent = SilentTarget::start().await?;
     let name =
         |name: &str, port: u16| [&[1, 0, 3, name.len() as u8], name.as_bytes(), &port.to_be_bytes()].concat();
     let cases = [
-        ("refused", [&[1, 0, 1, 127, 0, 0, 1][..], &gone].concat(), 5),
+        ("refused", [&[1, 0, 1, 127, 0, 0, 1][..], &refused].concat(), 5),
         ("no such name", name("does-not-exist.invalid", 80), 4),
         ("silent", [&[1, 0, 1, 127, 0, 0, 1][..], &silent.addr().port().to_be_bytes()].concat(), 6),
         ("denied", name("localhost", 22), 2),

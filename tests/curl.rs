@@ -1,6 +1,8 @@
 //! curl: every way in, and what it is told when there is no way.
 
-use anyproxy_tests::{HttpTarget, Options, Output, Result, SilentTarget, Stage, Target, USER, run, tool};
+use anyproxy_tests::{
+    HttpTarget, Options, Output, RefusingTarget, Result, SilentTarget, Stage, USER, run, tool,
+};
 use nix::sys::signal::Signal;
 
 /// Runs curl through `proxy` and returns what it printed.
@@ -101,10 +103,10 @@ async fn refusals_say_who_refused_and_why() -> Result {
         gateway: "  forbidden_hosts: ['127.0.0.1:25', '*.internal']".to_owned(),
         ..Options::default()
     })?;
-    let gone = Target::echo().await?.addr();
+    let refusing = RefusingTarget::start()?;
     let silent = SilentTarget::start().await?;
     let cases = [
-        (gone.to_string(), "502", "connection_refused"),
+        (refusing.addr().to_string(), "502", "connection_refused"),
         ("does-not-exist.invalid:80".to_owned(), "502", "dns_error"),
         ("169.254.169.254:80".to_owned(), "403", "http_request_denied"),
         ("127.0.0.1:25".to_owned(), "403", "http_request_denied"),

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyproxy_tests::{
-    HttpTarget, Options, Output, PASSWORD, Program, Result, Stage, USER, Way, run, tool, tunnel,
+    HttpTarget, Options, Output, PASSWORD, Program, RefusingTarget, Result, Stage, Target, USER, Way, run,
+    tool, tunnel,
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -366,7 +367,7 @@ async fn the_lines_that_demo_prints_work_as_they_are() -> Result {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_write_one_line_about_a_stream_under_the_same_name() -> Result {
-    let (stage, target) = (Stage::start()?, anyproxy_tests::Target::echo().await?);
+    let (stage, target) = (Stage::start()?, Target::echo().await?);
     let address = Value::from(target.addr().to_string());
     for (way, front) in [(Way::Connect, "http"), (Way::Socks5, "socks5")] {
         let mut stream = tunnel(&stage, way, target.addr()).await?;
@@ -403,7 +404,8 @@ async fn both_ends_write_one_line_about_a_stream_under_the_same_name() -> Result
         }
     }
     // A refusal has one as well, at both ends where both had a say.
-    let gone = { anyproxy_tests::Target::echo().await?.addr() };
+    let refusing = RefusingTarget::start()?;
+    let gone = refusing.addr();
     assert!(tunnel(&stage, Way::Socks5, gone).await.is_err());
     let told = [("outcome", "refused".into()), ("target", gone.to_string().into())];
     assert_eq!(stage.gateway.access(&told)?["user"], USER);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use program::Program;
 pub use stage::{Options, PASSWORD, Stage, USER, free_port};
-pub use target::{HttpTarget, SilentTarget, Target};
+pub use target::{HttpTarget, RefusingTarget, SilentTarget, Target};
 pub use tool::{Output, node, python, run, script, tool, tools_dir};
 pub use user::{Way, head, socks5_reply, tunnel};
 

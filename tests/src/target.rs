@@ -76,6 +76,27 @@ impl Drop for Target {
     }
 }
 
+/// A target that refuses: its port is taken, and nobody listens there.
+pub struct RefusingTarget {
+    address: SocketAddr,
+    _socket: TcpSocket,
+}
+
+impl RefusingTarget {
+    /// Takes a free loopback port.
+    pub fn start() -> Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        Ok(Self { address: socket.local_addr()?, _socket: socket })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn addr(&self) -> SocketAddr {
+        self.address
+    }
+}
+
 /// A target that neither accepts nor refuses: its queue is full, and the system drops what asks for more.
 pub struct SilentTarget {
     address: SocketAddr,
