@@ -197,3 +197,19 @@ async fn w10_without_authorities_to_trust_the_gateway_does_not_start() -> Result
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_older_than_1_2_is_not_spoken() -> Result {
+    let authority = Authority::new().await?;
+    authority.issue("server", SERVER, VALID).await?;
+    let (_gateway, port) = gateway(authority.dir.path(), "server", "")?;
+    for (version, cipher, speaks) in
+        [("-tls1_1", "DEFAULT@SECLEVEL=0", false), ("-tls1_2", "DEFAULT", true), ("-tls1_3", "DEFAULT", true)]
+    {
+        let mut hello = authority.openssl("s_client -CAfile ca.crt -verify_return_error -brief");
+        hello.args(["-connect", &format!("localhost:{port}"), version, "-cipher", cipher]);
+        let shaken = run(hello).await?;
+        assert_eq!(shaken.code == 0, speaks, "{version}: {shaken:?}");
+    }
+    Ok(())
+}

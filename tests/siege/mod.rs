@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyproxy_mock_peer::frame::{
     ClientHello, Open, OpenOk, ResetCode, StreamFrame, StreamId, ToClient, ToGateway,
 };
-use anyproxy_mock_peer::{Account, Peer, client};
+use anyproxy_mock_peer::{Account, MockGateway, Peer, client};
 use anyproxy_tests::{Options, Program, Result, Stage, Target, Way, head, tunnel};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -127,12 +127,15 @@ pub(crate) async fn is_answered(peer: &mut Peer) -> Result {
 
 /// A user who keeps a stream, and opens another all the time, through the honest client.
 pub(crate) struct Honest {
+    /// How many the honest client had opened by then.
+    tunnels: usize,
     stop: watch::Sender<bool>,
     rounds: JoinHandle<Result<Vec<Duration>>>,
 }
 
 impl Honest {
     pub(crate) async fn start(stage: Arc<Stage>) -> Result<Self> {
+        let tunnels = tunnels(&stage);
         let target = Target::echo().await?;
         let mut kept = tunnel(&stage, Way::Socks5, target.addr()).await?;
         let (stop, mut stopped) = watch::channel(false);
@@ -153,7 +156,7 @@ impl Honest {
                 let _ = tokio::time::timeout(Duration::from_millis(20), stopped.changed()).await;
             }
         });
-        Ok(Self { stop, rounds })
+        Ok(Self { tunnels, stop, rounds })
     }
 
     /// One more round, and then: each was served, in time, and by a tunnel that never broke.
@@ -168,15 +171,15 @@ impl Honest {
             rounds[rounds.len() / 2]
         );
         assert!(slowest < HONEST_ROUND, "an honest user waited for {slowest:?}");
-        let tunnels = stage
-            .client
-            .lines()
-            .iter()
-            .filter(|line| line.contains("a tunnel to the gateway stands"))
-            .count();
-        assert_eq!(tunnels, 1, "the honest client had to connect again");
+        assert_eq!(tunnels(stage), self.tunnels, "the honest client had to connect again");
         Ok(())
     }
+}
+
+/// How many tunnels of the honest client the gateway has seen.
+fn tunnels(stage: &Stage) -> usize {
+    let lines = stage.gateway.lines();
+    lines.iter().filter(|line| line.contains("client connected") && line.contains("client-1")).count()
 }
 
 pub(crate) async fn echo(stream: &mut TcpStream, bytes: &[u8]) -> Result {
@@ -184,6 +187,68 @@ pub(crate) async fn echo(stream: &mut TcpStream, bytes: &[u8]) -> Result {
     let mut back = vec![0; bytes.len()];
     stream.read_exact(&mut back).await?;
     if back == bytes { Ok(()) } else { Err("other bytes came back".into()) }
+}
+
+// === Besieged ===
+
+/// A client of the honest gateway that is also one of hostile ones.
+pub(crate) struct Besieged {
+    pub(crate) stage: Arc<Stage>,
+    pub(crate) client: Program,
+    evil: Vec<MockGateway>,
+    honest: Honest,
+}
+
+impl Besieged {
+    /// With so many hostile gateways; a client comes back to each at leisure, so a test has one for each attack.
+    pub(crate) async fn start(gateways: usize) -> Result<Self> {
+        Self::with(gateways, Options::default()).await
+    }
+
+    pub(crate) async fn with(gateways: usize, options: Options) -> Result<Self> {
+        let mut stage = Stage::with(&options)?;
+        stage.client.kill()?;
+        let mut evil = Vec::new();
+        for _ in 0..gateways {
+            let (cert, key) = (stage.dir().join("server.crt"), stage.dir().join("server.key"));
+            evil.push(MockGateway::bind(&cert, &key).await?);
+        }
+        let honest = format!("localhost:{}", stage.gateway.listening("gateway")?.port());
+        let mut all = vec![honest.clone()];
+        for gateway in &evil {
+            all.push(format!("localhost:{}", gateway.port()?));
+        }
+        let file = stage.dir().join("besieged.yaml");
+        let text = std::fs::read_to_string(stage.file())?;
+        let keys = format!("gateway_addr: {honest}");
+        std::fs::write(&file, text.replace(&keys, &format!("gateway_addr: [{}]", all.join(", "))))?;
+        let client = Program::start(&["client", "--config", &file.display().to_string()])?;
+        // The one tunnel that the honest gateway has said hello on.
+        client.line("the honest tunnel", |line| {
+            line["message"] == "a tunnel to the gateway stands" && line["gateway"] == honest.as_str()
+        })?;
+        let stage = Arc::new(stage);
+        let honest = Honest::start(stage.clone()).await?;
+        Ok(Self { stage, client, evil, honest })
+    }
+
+    /// A hostile gateway that nobody was attacked from yet.
+    pub(crate) fn gateway(&mut self) -> Result<MockGateway> {
+        self.evil.pop().ok_or_else(|| "not enough gateways".into())
+    }
+
+    /// A tunnel of one.
+    pub(crate) async fn join(&mut self) -> Result<Peer> {
+        Ok(self.gateway()?.join().await?.0)
+    }
+
+    /// The honest user has noticed nothing, and the client has held no more than `mib` for it.
+    pub(crate) async fn over(self, cost: &Cost, mib: u64) -> Result {
+        let grown = cost.grown_kib(&self.client)?;
+        self.honest.noticed_nothing(&self.stage).await?;
+        assert!(grown <= mib << 10, "{grown} KiB more at the worst");
+        Ok(())
+    }
 }
 
 // === Cost ===

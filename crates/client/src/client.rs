@@ -243,7 +243,7 @@ fn hello(shared: &Shared) -> ClientHello {
 fn greet(shared: &Shared, gateway: &Target, hello: &GatewayHello) {
     tracing::info!(
         %gateway,
-        session = hello.session,
+        session = format_args!("{:016x}", hello.session),
         software = %Escaped(&hello.software),
         "a tunnel to the gateway stands"
     );

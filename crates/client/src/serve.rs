@@ -46,7 +46,8 @@ pub(crate) async fn serve(
     left: oneshot::Sender<Left>,
 ) {
     let Link { tunnel, mut requests, hello, driver } = link;
-    let session = hello.session;
+    // As it stands at the front of every stream's name, at both ends.
+    let session = format!("{:016x}", hello.session);
     client.tasks.spawn(client.kill.clone().run_until_cancelled_owned(driver));
     let context = Arc::new(Context { client: client.clone(), associations: Arc::default() });
     let mut versions = Versions::default();
@@ -64,7 +65,7 @@ pub(crate) async fn serve(
                 Some(Request::Open(request)) => versions.admit(&context, request),
                 Some(Request::Rules { version, rules }) => versions.add(version, rules).await,
                 Some(Request::GoAway(GoAway { code, reason, .. })) => {
-                    tracing::info!(session, %code, reason = %Escaped(&reason), "the gateway closes a tunnel");
+                    tracing::info!(%session, %code, reason = %Escaped(&reason), "the gateway closes a tunnel");
                     leave(Left::GoAway(code));
                 }
                 Some(_) => {}
@@ -76,14 +77,14 @@ pub(crate) async fn serve(
                 deadline = Some(Instant::now() + client.config.drain_timeout);
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                tracing::warn!(session, streams = tunnel.streams(), "streams are cut: draining took too long");
+                tracing::warn!(%session, streams = tunnel.streams(), "streams are cut: draining took too long");
                 tunnel.close();
                 break;
             }
         }
     }
     let reason = tunnel.closed().await;
-    tracing::info!(session, reason = reason.as_str(), detail = ?reason, "a tunnel ended");
+    tracing::info!(%session, reason = reason.as_str(), detail = ?reason, "a tunnel ended");
     leave(Left::Ended(reason));
 }
 
