@@ -419,6 +419,73 @@ async fn both_ends_write_one_line_about_a_stream_under_the_same_name() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn o1_nobody_s_words_forge_a_line_or_speak_to_a_terminal() -> Result {
+    const EVIL: &str = "x\r\n2030-01-01T00:00:00Z  INFO forged\u{1b}[2J\u{7}\u{202e}";
+    for format in ["text", "json"] {
+        let dir = folder(&format!(
+            "log: {{ level: debug, format: {format} }}\nproxy:\n  http: {{ listen_addr: '127.0.0.1:0' }}\n  \
+             socks5: {{ listen_addr: '127.0.0.1:0', auth_username: a, auth_password: b }}\n{GATEWAY}"
+        ))
+        .await?;
+        let mut gateway = Program::command(&["gateway", "--config", "file.yaml"])?;
+        let mut gateway = Program::spawn(gateway.current_dir(dir.path()))?;
+        // The address behind a front's name, in either format.
+        let port = |name: &str| {
+            let name = [format!("front=\"{name}\""), format!("\"front\":\"{name}\"")];
+            gateway.text("a port", |line| {
+                let known = line.contains("listening") && name.iter().any(|name| line.contains(name));
+                let (_, rest) = line.split_once("127.0.0.1:").filter(|_| known)?;
+                let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+                rest[..digits].parse::<u16>().ok()
+            })
+        };
+        let (http, socks5, tunnels) = (port("http")?, port("socks5")?, port("gateway")?);
+        let mut client = Program::command(&["client"])?;
+        for (key, value) in [
+            ("GATEWAY_ADDR", format!("127.0.0.1:{tunnels}").as_str()),
+            ("GATEWAY_TLS_CERT", "certs/server.crt"),
+            ("CLIENT_ID", "evil\u{202e}\" INFO forged=\""),
+            ("AUTH_USERNAME", "gateway_user"),
+            ("AUTH_PASSWORD", "gateway_password"),
+        ] {
+            client.env(format!("ANYPROXY_CLIENT__{key}"), value);
+        }
+        let mut client = Program::spawn(client.env("ANYPROXY_LOG__FORMAT", format).current_dir(dir.path()))?;
+        client.text("a tunnel", |line| line.contains("a tunnel to the gateway stands").then_some(()))?;
+        // Names of users and of hosts, in all the ways there are to say them.
+        let long = EVIL.repeat(3);
+        let mut asked = tokio::net::TcpStream::connect(("127.0.0.1", socks5)).await?;
+        asked.write_all(&[&[5, 1, 2, 1, long.len() as u8], long.as_bytes(), &[1, b'b']].concat()).await?;
+        asked.read_to_end(&mut Vec::new()).await?;
+        for request in [
+            format!("GET http://{EVIL}/ HTTP/1.1\r\nHost: a\r\n\r\n"),
+            "GET http://%0d%0aforged/ HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+            format!(
+                "CONNECT a.invalid:1 HTTP/1.1\r\nHost: a\r\nUser-Agent: {}\r\n\r\n",
+                "\u{1b}[2J".repeat(99)
+            ),
+            format!("GET http://localhost:1/ HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1 << 20)),
+        ] {
+            let mut asked = tokio::net::TcpStream::connect(("127.0.0.1", http)).await?;
+            let _ = asked.write_all(request.as_bytes()).await;
+            let _ = asked.shutdown().await;
+            let _ = asked.read_to_end(&mut Vec::new()).await;
+        }
+        for program in [&mut client, &mut gateway] {
+            program.signal(nix::sys::signal::Signal::SIGTERM)?;
+            program.wait()?;
+            for line in program.lines() {
+                assert!(line.starts_with("20") || line.starts_with('{'), "{line:?}");
+                assert!(!line.contains(|c: char| c.is_control() || c == '\u{202e}'), "{line:?}");
+                assert!(line.len() <= 2048, "{} bytes: {line:.200}", line.len());
+                assert!(format == "text" || serde_json::from_str::<Value>(&line).is_ok(), "{line:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn o2_no_secret_is_in_any_log_line_or_metric_at_any_level() -> Result {
     // Whatever a user or an operator would not want to read there; also as it is on the wire.
     const WORDS: [&str; 8] = [
