@@ -1,12 +1,13 @@
 //! Named places where types may be erased: a stock gateway whose file decides which layers there are needs one.
 
+use std::any::Any;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
-use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt as _};
 
 use crate::{BoxError, ByteStream, Dial, DialService, GatewayStack, Login};
@@ -15,9 +16,15 @@ use crate::{BoxError, ByteStream, Dial, DialService, GatewayStack, Login};
 pub struct BoxStream(Box<dyn ByteStream>);
 
 impl BoxStream {
-    /// Forgets the type of `stream`.
+    /// Forgets the type of `stream`. One that is forgotten already stays as it is: seams may lie above each other, and
+    /// its bytes pass through one box.
     pub fn new(stream: impl ByteStream) -> Self {
-        Self(Box::new(stream))
+        let mut stream = Some(stream);
+        let boxed = (&mut stream as &mut dyn Any).downcast_mut::<Option<Self>>();
+        match (boxed.and_then(Option::take), stream) {
+            (Some(boxed), _) => boxed,
+            (None, stream) => Self(Box::new(stream.expect("put there, and no box"))),
+        }
     }
 }
 
@@ -74,8 +81,11 @@ impl AsyncWrite for BoxStream {
 }
 
 /// Any [`DialService`], its type and that of its streams forgotten.
-#[derive(Clone, Debug)]
-pub struct BoxDial(BoxCloneSyncService<Dial, BoxStream, BoxError>);
+///
+/// Always ready: a dial runs on a clone of its own, which is made ready first. A clone of the seam itself is one more
+/// count, whatever lies behind it: fronts make several for each dial.
+#[derive(Clone)]
+pub struct BoxDial(Arc<dyn Fn(Dial) -> BoxFuture<BoxStream> + Send + Sync>);
 
 impl BoxDial {
     /// Forgets the type of `dials`.
@@ -83,13 +93,22 @@ impl BoxDial {
     where
         S: DialService<Future: Send + 'static>,
     {
-        Self(BoxCloneSyncService::new(dials.map_response(BoxStream::new).map_err(Into::into)))
+        Self(Arc::new(move |dial| {
+            let call = dials.clone().oneshot(dial);
+            Box::pin(async move { call.await.map(BoxStream::new).map_err(Into::into) })
+        }))
     }
 }
 
-/// Any [`GatewayStack`], its type forgotten.
-#[derive(Clone, Debug)]
-pub struct BoxGateway(BoxCloneSyncService<Login, BoxDial, BoxError>);
+impl fmt::Debug for BoxDial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BoxDial")
+    }
+}
+
+/// Any [`GatewayStack`], its type forgotten. Ready and cloned as [`BoxDial`] is.
+#[derive(Clone)]
+pub struct BoxGateway(Arc<dyn Fn(Login) -> BoxFuture<BoxDial> + Send + Sync>);
 
 impl BoxGateway {
     /// Forgets the type of `stack`.
@@ -98,7 +117,16 @@ impl BoxGateway {
         M: GatewayStack<Future: Send + 'static>,
         M::Response: DialService<Future: Send + 'static>,
     {
-        Self(BoxCloneSyncService::new(stack.map_response(BoxDial::new).map_err(Into::into)))
+        Self(Arc::new(move |login| {
+            let call = stack.clone().oneshot(login);
+            Box::pin(async move { call.await.map(BoxDial::new).map_err(Into::into) })
+        }))
+    }
+}
+
+impl fmt::Debug for BoxGateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BoxGateway")
     }
 }
 
@@ -111,12 +139,12 @@ impl Service<Dial> for BoxDial {
     type Error = BoxError;
     type Future = BoxFuture<BoxStream>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, dial: Dial) -> Self::Future {
-        self.0.call(dial)
+        (self.0)(dial)
     }
 }
 
@@ -125,11 +153,63 @@ impl Service<Login> for BoxGateway {
     type Error = BoxError;
     type Future = BoxFuture<BoxDial>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, login: Login) -> Self::Future {
-        self.0.call(login)
+        (self.0)(login)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{BufReader, DuplexStream, duplex};
+
+    use super::*;
+    use crate::{Front, Target};
+
+    #[test]
+    fn a_stream_forgotten_twice_lies_in_one_box() {
+        let once = BoxStream::new(BufReader::new(duplex(1).0));
+        let place = std::ptr::from_ref(&*once.0).cast::<()>();
+        let twice = BoxStream::new(once);
+        assert!(std::ptr::eq(std::ptr::from_ref(&*twice.0).cast::<()>(), place));
+    }
+
+    /// Panics when called unready. A clone starts so.
+    #[derive(Default)]
+    struct Strict(bool);
+
+    impl Clone for Strict {
+        fn clone(&self) -> Self {
+            Self::default()
+        }
+    }
+
+    impl Service<Dial> for Strict {
+        type Response = BufReader<DuplexStream>;
+        type Error = io::Error;
+        type Future = std::future::Ready<io::Result<Self::Response>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.0 = true;
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Dial) -> Self::Future {
+            assert!(std::mem::take(&mut self.0), "called unready");
+            std::future::ready(Ok(BufReader::new(duplex(1).0)))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_lies_behind_a_seam_is_made_ready_for_each_dial() {
+        let seam = BoxDial::new(Strict::default());
+        for _ in 0..2 {
+            let target = Target::parse("t.lan:1").unwrap();
+            let dial = Dial::tcp(target, ([192, 0, 2, 1], 9).into(), Front::HTTP);
+            assert!(seam.dial(dial).await.is_ok());
+        }
     }
 }
