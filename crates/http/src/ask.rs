@@ -1,5 +1,7 @@
 //! What a request asks for, judged by its head alone.
 
+use std::net::IpAddr;
+
 use anyproxy_core::{Credentials, Host, InvalidTarget, Target};
 use base64::Engine as _;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
@@ -206,11 +208,24 @@ fn absolute(parts: &Parts) -> Result<(Target, String), Refusal> {
     }
     let target = target(authority.as_str(), 80)?;
     let host = match (target.host(), target.port()) {
-        (Host::Ip(std::net::IpAddr::V6(address)), 80) => format!("[{address}]"),
+        // No formatting for what every request has: dotted decimals have one form, which this is.
+        (Host::Ip(IpAddr::V4(_)), port) if is_plain(authority.as_str(), port) => {
+            authority.as_str().to_owned()
+        }
+        (Host::Name(name), 80) => name.as_str().to_owned(),
+        (Host::Ip(IpAddr::V6(address)), 80) => format!("[{address}]"),
         (host, 80) => host.to_string(),
         _ => target.to_string(),
     };
     Ok((target, host))
+}
+
+/// Whether an IPv4 address and perhaps a port are written as they are said to the target: in digits and three dots, and
+/// without the port that need not be said.
+fn is_plain(authority: &str, port: u16) -> bool {
+    let plain = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b':');
+    let dots = authority.bytes().filter(|byte| *byte == b'.').count();
+    authority.bytes().all(plain) && dots == 3 && (port != 80) == authority.contains(':')
 }
 
 fn target(authority: &str, default: u16) -> Result<Target, InvalidTarget> {
@@ -279,6 +294,9 @@ mod tests {
             ("http://t.lan:8080/", "t.lan:8080", "t.lan:8080"),
             ("http://[::1]/", "[::1]:80", "[::1]"),
             ("http://[::1]:81/", "[::1]:81", "[::1]:81"),
+            ("http://127.0.0.1:80/", "127.0.0.1:80", "127.0.0.1"),
+            ("http://127.0.0.1./", "127.0.0.1:80", "127.0.0.1"),
+            ("http://127.0.0.1:81/", "127.0.0.1:81", "127.0.0.1:81"),
         ] {
             let Ok(Ask::Forward(route)) = read(get(uri)) else { panic!("{uri}") };
             assert_eq!((route.target.to_string().as_str(), route.host.as_str()), (target, host));

@@ -142,25 +142,35 @@ fn received_as(version: Version) -> &'static [u8] {
     }
 }
 
-/// Takes out of a target's response what ends here, its lengths included, and signs it.
-pub(crate) fn clean_response(headers: &mut HeaderMap, http_11: bool, name: &ProxyName) {
+/// Takes out of a target's response what ends here, and signs it. Of its lengths `length` alone stays: what was found
+/// to be the one it has.
+pub(crate) fn clean_response(headers: &mut HeaderMap, http_11: bool, length: Option<u64>, name: &ProxyName) {
     let nominated = Nominated::by(headers);
+    // A length that is said once and plainly is not taken out to be said again.
+    let stays = length.is_some() && {
+        let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+        let only = values.next().filter(|_| values.next().is_none());
+        only.is_some_and(|value| value.as_bytes().iter().all(u8::is_ascii_digit))
+    };
     // Almost every response has one or two such fields, most have no other.
     let gone: Vec<HeaderName> = headers
         .keys()
         .filter(|field| {
             let signed = **field == header::VIA;
-            **field == header::CONTENT_LENGTH || ends_here(field) || (!signed && nominated.has(field))
+            match **field {
+                header::CONTENT_LENGTH => !stays,
+                _ => ends_here(field) || (!signed && nominated.has(field)),
+            }
         })
         .cloned()
         .collect();
     for field in gone {
         headers.remove(field);
     }
-    let version = if http_11 { "1.1" } else { "1.0" };
-    if let Ok(via) = HeaderValue::try_from(format!("{version} {}", name.as_str())) {
-        headers.append(header::VIA, via);
+    if let Some(length) = length.filter(|_| !stays) {
+        headers.insert(header::CONTENT_LENGTH, length.into());
     }
+    headers.append(header::VIA, name.via(http_11));
 }
 
 /// Takes out of a trailer section what may not stand there (RFC 9110 section 6.5.1): whatever says where a message
@@ -259,7 +269,7 @@ mod tests {
         let head = encoded(&fields);
         assert!(!head.contains("canary") && head.contains("authorization: stays\r\n"), "{head}");
         let mut response = headers(&fields);
-        clean_response(&mut response, true, &ProxyName::new("gate").unwrap());
+        clean_response(&mut response, true, None, &ProxyName::new("gate").unwrap());
         let left: Vec<&str> = response.keys().map(HeaderName::as_str).collect();
         assert_eq!(left.len(), 2, "{left:?}");
         assert_eq!(response[header::VIA], "1.1 gate");

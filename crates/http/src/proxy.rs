@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyproxy_core::{BoxError, GatewayStack};
 use anyproxy_front::{Connection, Listener, Relay, UserStream};
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderName, HeaderValue};
-use http::{Request, Response};
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -23,7 +23,7 @@ use tower::layer::util::{Identity, Stack};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_http::body::UnsyncBoxBody;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::request_id::{MakeRequestId, RequestId, SetRequestIdLayer};
+use tower_http::request_id::RequestId;
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tracing::{debug, error};
 
@@ -37,9 +37,6 @@ use crate::session::{Session, Watched};
 /// arrive is a reset, which can take the last response away from its reader.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 * 1024;
-
-/// Where a request's number travels. What begins with `Proxy-` never leaves the proxy.
-const REQUEST_ID: HeaderName = HeaderName::from_static("proxy-request-id");
 
 /// An HTTP proxy in front of a gateway stack.
 ///
@@ -197,7 +194,10 @@ where
         let offered = handoff.clone();
         let service = self.service(source, &session).map_request(move |request: Request<Incoming>| {
             let mut request = request.map(UserBody::http1);
-            request.extensions_mut().insert(offered.clone());
+            // Whoever asks for neither has nothing to hand over.
+            if *request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
+                request.extensions_mut().insert(offered.clone());
+            }
             request
         });
         let user = TokioIo::new(Watched::new(user, session.clone(), &self.config, false));
@@ -265,7 +265,7 @@ where
                 error!(panic = ?text.unwrap_or_default(), "a request's handler panicked");
                 Refusal::panicked().into_response(&config).map(Full::new)
             }))
-            .layer(SetRequestIdLayer::new(REQUEST_ID, Numbered))
+            .map_request(numbered)
             .layer(SetSensitiveRequestHeadersLayer::new([header::PROXY_AUTHORIZATION, header::AUTHORIZATION]))
             .then(move |answered: Result<_, <L::Service as Service<Request<UserBody>>>::Error>| {
                 std::future::ready(Ok::<_, BoxError>(match answered {
@@ -280,15 +280,14 @@ where
     }
 }
 
-/// Numbers requests, for the log.
-#[derive(Clone, Copy, Debug)]
-struct Numbered;
-
-impl MakeRequestId for Numbered {
-    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Some(HeaderValue::from(NEXT.fetch_add(1, Ordering::Relaxed)).into())
+/// Numbers a request, for the log. The number is no header field: nobody outside has asked for it.
+fn numbered(mut request: Request<UserBody>) -> Request<UserBody> {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    if let Ok(number) = HeaderValue::try_from(number.to_string()) {
+        request.extensions_mut().insert(RequestId::new(number));
     }
+    request
 }
 
 /// Ends a connection so that its last response arrives: says the end, then reads what still comes for a moment.

@@ -246,13 +246,10 @@ impl<M: GatewayStack> Served<M> {
         if let Some(reason) = head.reason.and_then(|reason| ReasonPhrase::try_from(reason).ok()) {
             response.extensions_mut().insert(reason);
         }
-        let length = content_length(&head.headers).ok().flatten();
-        let mut headers = head.headers;
-        clean_response(&mut headers, head.http_11, &self.config.name);
         let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if let Some(length) = length.filter(|_| !bodiless) {
-            headers.insert(header::CONTENT_LENGTH, length.into());
-        }
+        let length = content_length(&head.headers).ok().flatten().filter(|_| !bodiless);
+        let mut headers = head.headers;
+        clean_response(&mut headers, head.http_11, length, &self.config.name);
         *response.headers_mut() = headers;
         // To a user of HTTP/1.0, a response without a length ends with the connection.
         let ends_with_connection = parts.version == Version::HTTP_10 && !exchange.has_length();
@@ -273,7 +270,7 @@ impl<M: GatewayStack> Served<M> {
         let busy = exchange.busy().clone();
         let protocol = head.headers.get(header::UPGRADE).cloned();
         let mut headers = head.headers;
-        clean_response(&mut headers, head.http_11, &self.config.name);
+        clean_response(&mut headers, head.http_11, None, &self.config.name);
         if let Some(stream) = exchange.take_stream() {
             hand_off(parts, stream)?;
         }

@@ -87,7 +87,8 @@ impl ResponseHead {
         };
         // One copy of the whole head; every value is a slice of it.
         let bytes = Bytes::copy_from_slice(&src[..length]);
-        let mut headers = HeaderMap::with_capacity(response.headers.len());
+        // And one more, to be signed.
+        let mut headers = HeaderMap::with_capacity(response.headers.len() + 1);
         for field in response.headers.iter() {
             let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed::Head)?;
             let start = field.value.as_ptr().addr().wrapping_sub(src.as_ptr().addr());
