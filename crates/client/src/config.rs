@@ -90,8 +90,8 @@ impl Config {
     pub fn check(&self) -> Result<(), InvalidConfig> {
         let check = |ok: bool, error| if ok { Ok(()) } else { Err(error) };
         check(!self.gateways.is_empty(), InvalidConfig::NoGateway)?;
-        check((1..=MAX_CLIENT_ID).contains(&self.client_id.len()), InvalidConfig::ClientId)?;
         let is_word = |text: &str| !text.is_empty() && !text.chars().any(char::is_control);
+        check(is_word(&self.client_id) && self.client_id.len() <= MAX_CLIENT_ID, InvalidConfig::ClientId)?;
         check(is_word(&self.group) && self.group.len() <= MAX_GROUP, InvalidConfig::Group)?;
         check((1..=MAX_REPLICAS).contains(&self.replicas), InvalidConfig::Replicas)?;
         check(!self.credentials.username.contains(':'), InvalidConfig::Username)?;
@@ -164,7 +164,9 @@ impl fmt::Display for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoGateway => f.write_str("there is no gateway to connect to"),
-            Self::ClientId => write!(f, "a client id has 1 to {MAX_CLIENT_ID} bytes"),
+            Self::ClientId => {
+                write!(f, "a client id has 1 to {MAX_CLIENT_ID} bytes and no control characters")
+            }
             Self::Group => {
                 write!(f, "a group's name has 1 to {MAX_GROUP} bytes and no control characters")
             }
