@@ -244,7 +244,7 @@ async fn m8_a_million_crumbs_of_credit_are_not_answered_with_crumbs() -> Result 
 #[tokio::test(flavor = "multi_thread")]
 async fn m9_a_client_that_never_grants_credit_holds_little_until_its_streams_idle_out() -> Result {
     let siege =
-        Siege::with(Options { gateway: "  idle_timeout: 3s".to_owned(), ..Options::default() }).await?;
+        Siege::with(Options { gateway: "  idle_timeout: 3s\n  ping_interval: 1s".to_owned(), ..Options::default() }).await?;
     let cost = Cost::begin(&siege.stage.gateway)?;
     let mut peer = siege.join().await?;
     let mut users = JoinSet::new();
@@ -257,6 +257,7 @@ async fn m9_a_client_that_never_grants_credit_holds_little_until_its_streams_idl
     let begun = Instant::now();
     let mut received = 0;
     while !streams.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "still there: {streams:?}");
         match peer.next::<ToClient>().await? {
             ToClient::Stream(_, StreamFrame::Data(data)) => received += data.len(),
             ToClient::Stream(on, StreamFrame::Reset(code)) => {
@@ -268,7 +269,7 @@ async fn m9_a_client_that_never_grants_credit_holds_little_until_its_streams_idl
     }
     println!("{received} bytes came, the streams ended after {:?}", begun.elapsed());
     assert!(received <= 50 * START_WINDOW as usize, "{received} bytes with credit for less");
-    while let Some(user) = users.join_next().await {
+    while let Some(user) = tokio::time::timeout(Duration::from_secs(5), users.join_next()).await? {
         assert!(user?.is_err(), "the user is told");
     }
     is_answered(&mut peer).await?;

@@ -9,7 +9,7 @@ use anyproxy_mock_peer::frame::{
     ClientHello, Open, OpenOk, ResetCode, StreamFrame, StreamId, ToClient, ToGateway,
 };
 use anyproxy_mock_peer::{Account, MockGateway, Peer, client};
-use anyproxy_tests::{Options, Program, Result, Stage, Target, Way, head, tunnel};
+use anyproxy_tests::{Options, Program, Result, Stage, Target, Way, head, tunnel, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -42,7 +42,7 @@ impl Siege {
             ..options
         })?;
         let stage = Arc::new(stage);
-        let honest = Honest::start(stage.clone()).await?;
+        let honest = Honest::start(stage.clone(), 1).await?;
         Ok(Self { stage, honest })
     }
 
@@ -134,8 +134,9 @@ pub(crate) struct Honest {
 }
 
 impl Honest {
-    pub(crate) async fn start(stage: Arc<Stage>) -> Result<Self> {
-        let tunnels = tunnels(&stage);
+    /// Begins once the gateway has told of so many tunnels of the honest client.
+    pub(crate) async fn start(stage: Arc<Stage>, connected: usize) -> Result<Self> {
+        until("the honest client is connected", async || Ok(tunnels(&stage) == connected)).await?;
         let target = Target::echo().await?;
         let mut kept = tunnel(&stage, Way::Socks5, target.addr()).await?;
         let (stop, mut stopped) = watch::channel(false);
@@ -156,7 +157,7 @@ impl Honest {
                 let _ = tokio::time::timeout(Duration::from_millis(20), stopped.changed()).await;
             }
         });
-        Ok(Self { tunnels, stop, rounds })
+        Ok(Self { tunnels: connected, stop, rounds })
     }
 
     /// One more round, and then: each was served, in time, and by a tunnel that never broke.
@@ -228,7 +229,8 @@ impl Besieged {
             line["message"] == "a tunnel to the gateway stands" && line["gateway"] == honest.as_str()
         })?;
         let stage = Arc::new(stage);
-        let honest = Honest::start(stage.clone()).await?;
+        // One by the client that came with the stage, and one by this.
+        let honest = Honest::start(stage.clone(), 2).await?;
         Ok(Self { stage, client, evil, honest })
     }
 
