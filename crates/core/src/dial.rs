@@ -1,5 +1,7 @@
+use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Front, Identity, Journal, RulesVersion, Target};
@@ -79,6 +81,9 @@ pub struct Dial {
     pub rules: Option<RulesVersion>,
     /// What becomes known about the dial on its way.
     pub journal: Journal,
+    /// A note of the front to a layer of its own further down, which knows it by its type. A field, not an extension:
+    /// every dial of such a front has one, and it is one count to clone.
+    pub note: Option<Arc<dyn Any + Send + Sync>>,
     /// Whatever layers of your own want to tell each other.
     pub extensions: http::Extensions,
 }
@@ -105,6 +110,7 @@ impl Dial {
             identity: Identity::ANONYMOUS,
             rules: None,
             journal: Journal::new(),
+            note: None,
             extensions: http::Extensions::new(),
         }
     }

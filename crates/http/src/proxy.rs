@@ -1,5 +1,5 @@
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -283,8 +283,11 @@ where
 /// Numbers a request, for the log. The number is no header field: nobody outside has asked for it.
 fn numbered(mut request: Request<UserBody>) -> Request<UserBody> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    if let Ok(number) = HeaderValue::try_from(number.to_string()) {
+    let mut digits = [0; 20];
+    let mut rest = &mut digits[..];
+    let _ = write!(rest, "{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let length = 20 - rest.len();
+    if let Ok(number) = HeaderValue::from_bytes(&digits[..length]) {
         request.extensions_mut().insert(RequestId::new(number));
     }
     request

@@ -166,12 +166,25 @@ impl<M: GatewayStack> Served<M> {
         // A stream that was kept may have been closed by its target at this very moment. What certainly changes
         // nothing twice is then asked again, on a new one.
         let may_repeat = body.is_none() && parts.method.is_idempotent();
+        let parent = trace_parent(&parts.headers);
+        let mut said = BytesMut::new();
         let mut fresh = false;
         loop {
-            let (exchange, lease) =
-                self.send(&dials, &parts, body.take(), &route, fresh, busy.clone()).await?;
+            let (stream, lease) = self.dial(&dials, &route, parent.clone(), fresh).await?;
+            if !fresh {
+                said = self.say(&mut parts, &route, !lease.is_served());
+            }
+            let repeats = may_repeat && lease.is_reused();
+            let request = exchange::Request {
+                method: parts.method.clone(),
+                head: if repeats { said.clone() } else { std::mem::take(&mut said) },
+                body: body.take(),
+                expects: route.expects,
+                upgrades: route.upgrade.is_some(),
+            };
+            let exchange = Box::new(Exchange::new(stream, request, lease, busy.clone(), &self.config));
             match self.respond(&parts, &route, exchange).await {
-                Err(fault) if lease.is_reused() && may_repeat && !fresh && fault.is_unheard() => {
+                Err(fault) if repeats && fault.is_unheard() => {
                     debug!(target = %route.target, "a kept stream had ended, dialling anew");
                     fresh = true;
                 }
@@ -181,48 +194,43 @@ impl<M: GatewayStack> Served<M> {
         }
     }
 
-    /// Dials, and gets the request ready to leave.
-    async fn send<B>(
+    /// Dials; the answer may be a kept stream unless a `fresh` one is asked for.
+    async fn dial(
         &self,
         dials: &impl DialService<Response = StreamOf<M>>,
-        parts: &Parts,
-        body: Option<(B, Left)>,
         route: &Route,
+        parent: Option<TraceParent>,
         fresh: bool,
-        busy: Busy,
-    ) -> Result<(Box<Exchange<StreamOf<M>, B>>, Lease), Refusal>
-    where
-        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
-    {
+    ) -> Result<(StreamOf<M>, Lease), Refusal> {
         let lease = Lease::new(self.session.park.clone(), fresh);
         let mut dial = Dial::tcp(route.target.clone(), self.source, Front::HTTP);
-        dial.extensions.insert(lease.clone());
-        if let Some(parent) = trace_parent(&parts.headers) {
+        lease.attach(&mut dial);
+        if let Some(parent) = parent {
             dial.extensions.insert(parent);
         }
         let dialled = dials.dial(dial).await;
         let stream = dialled.map_err(|error| Refusal::of(&*error).towards(&route.target))?;
+        Ok((stream, lease))
+    }
+
+    /// The head for the target. Takes the user's apart: its fields are slices of the buffer the user's connection is
+    /// read into, which is used again only once nobody holds them.
+    fn say(&self, parts: &mut Parts, route: &Route, close: bool) -> BytesMut {
+        let (uri, headers) = (std::mem::take(&mut parts.uri), std::mem::take(&mut parts.headers));
         let mut head = BytesMut::new();
         let said = RequestHead {
             method: &parts.method,
-            path: parts.uri.path_and_query().map_or("/", |path| path.as_str()),
+            path: uri.path_and_query().map_or("/", |path| path.as_str()),
             host: &route.host,
-            headers: &parts.headers,
+            headers: &headers,
             version: parts.version,
             body: route.body,
             upgrade: route.upgrade.as_ref(),
             max_forwards: route.max_forwards,
-            close: !lease.is_served(),
+            close,
         };
         said.encode(&mut head, &self.config.name);
-        let request = exchange::Request {
-            method: parts.method.clone(),
-            head,
-            body,
-            expects: route.expects,
-            upgrades: route.upgrade.is_some(),
-        };
-        Ok((Box::new(Exchange::new(stream, request, lease.clone(), busy, &self.config)), lease))
+        head
     }
 
     /// Waits for the target's response.

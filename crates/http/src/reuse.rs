@@ -89,7 +89,7 @@ where
     }
 
     fn call(&mut self, mut dial: Dial) -> Self::Future {
-        let Some(lease) = dial.extensions.remove::<Lease>().filter(|_| !dial.network.is_udp()) else {
+        let Some(lease) = Lease::of(&mut dial).filter(|_| !dial.network.is_udp()) else {
             return ResponseFuture { state: State::Dialing { inner: self.inner.call(dial), tenancy: None } };
         };
         let epoch = self.epoch.load(Ordering::Relaxed);
@@ -269,7 +269,7 @@ impl<S: ByteStream> AsyncWrite for Kept<S> {
 
 // === Lease ===
 
-/// Rides in a dial's extensions and says: the answer may be a kept stream, and may be kept afterwards.
+/// A dial's note: the answer may be a kept stream, and may be kept afterwards.
 #[derive(Clone, Debug)]
 pub(crate) struct Lease(Arc<Terms>);
 
@@ -290,6 +290,17 @@ impl Lease {
     pub(crate) fn new(park: Arc<Park>, fresh: bool) -> Self {
         let [served, reused, returned] = [const { AtomicBool::new(false) }; 3];
         Self(Arc::new(Terms { park, fresh, served, reused, returned }))
+    }
+
+    /// Puts it on a dial.
+    pub(crate) fn attach(&self, dial: &mut Dial) {
+        dial.note = Some(self.0.clone());
+    }
+
+    /// Takes it off a dial that has one.
+    fn of(dial: &mut Dial) -> Option<Self> {
+        let note = dial.note.take_if(|note| note.is::<Terms>())?;
+        note.downcast().ok().map(Self)
     }
 
     /// Whether the stream can be kept at all.
