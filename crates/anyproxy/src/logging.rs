@@ -9,6 +9,9 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+#[cfg(feature = "otlp")]
+use crate::traces;
+
 /// Log lines that may wait to be written.
 const QUEUED_LINES: usize = 8_192;
 
@@ -16,6 +19,8 @@ const QUEUED_LINES: usize = 8_192;
 pub(crate) struct Logging {
     _writer: WorkerGuard,
     dropped: ErrorCounter,
+    #[cfg(feature = "otlp")]
+    _traces: Option<traces::Export>,
 }
 
 impl Logging {
@@ -37,6 +42,14 @@ pub(crate) fn start(log: Option<&Log>) -> Logging {
     let filter = filter(log.level.unwrap_or(LogLevel::Info));
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     let registry = tracing_subscriber::registry();
+    #[cfg(feature = "otlp")]
+    let (registry, exporting) = match traces::start() {
+        Ok(started) => {
+            let (spans, export) = started.unzip();
+            (registry.with(spans), Ok(export))
+        }
+        Err(error) => (registry.with(None), Err(error)),
+    };
     match log.format.unwrap_or(LogFormat::Text) {
         LogFormat::Text => registry.with(lines.with_filter(filter)).init(),
         // The access line has a field `target` of its own, and an object has each key once.
@@ -45,7 +58,15 @@ pub(crate) fn start(log: Option<&Log>) -> Logging {
             registry.with(lines.with_filter(filter)).init();
         }
     }
-    Logging { _writer: guard, dropped }
+    Logging {
+        _writer: guard,
+        dropped,
+        #[cfg(feature = "otlp")]
+        _traces: exporting.unwrap_or_else(|error| {
+            tracing::warn!(%error, "spans are not exported");
+            None
+        }),
+    }
 }
 
 /// Our own lines at `level`; those of libraries from `warn` on, whatever the level: at their finest they print

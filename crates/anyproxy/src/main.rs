@@ -22,6 +22,7 @@ mod settings;
 mod signals;
 mod stack;
 mod tls;
+mod traces;
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;

@@ -18,6 +18,7 @@ use anyproxy_trace::TraceLayer;
 use tower::{ServiceBuilder, service_fn};
 
 use crate::settings::Route;
+use crate::traces;
 
 /// What the dial stack is built of.
 pub(crate) struct Parts {
@@ -38,6 +39,7 @@ pub(crate) fn dials(parts: Parts) -> BoxDial {
     BoxDial::new(
         ServiceBuilder::new()
             .layer(TraceLayer::new())       // one access line a dial, refused ones too
+            .map_request(traces::hand_on)   // the client's part of a trace hangs below ours
             .layer(parts.metrics)           // every dial once, its verdict, its last byte
             .layer(parts.acl)               // who may reach what: cheap refusals first
             .layer(parts.rate)              // once per dial, not per attempt
