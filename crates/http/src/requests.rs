@@ -213,8 +213,8 @@ impl<M: GatewayStack> Served<M> {
         Ok((stream, lease))
     }
 
-    /// The head for the target. Takes the user's apart: its fields are slices of the buffer the user's connection is
-    /// read into, which is used again only once nobody holds them.
+    /// The head for the target. Takes the user's apart: its fields are slices of what the user's connection was read
+    /// into, and a long response need not hold that.
     fn say(&self, parts: &mut Parts, route: &Route, close: bool) -> BytesMut {
         let (uri, headers) = (std::mem::take(&mut parts.uri), std::mem::take(&mut parts.headers));
         let mut head = BytesMut::new();
