@@ -52,8 +52,9 @@ pub(crate) async fn establish(
             config.server_name(gateway).map_err(|error| LinkError::Connect(io::Error::other(error)))?;
         anyproxy_tunnel::tune(&socket).map_err(LinkError::Connect)?;
         // Whatever is sent before this line is no secret; nothing below it goes to somebody unknown.
-        let tls =
+        let mut tls =
             config.tls.connector().connect(name, ReadAhead::new(socket)).await.map_err(LinkError::Tls)?;
+        tls.get_mut().1.set_buffer_limit(Some(anyproxy_tunnel::TLS_BUFFER));
         let carrier = WebSocket::connect(tls, upgrade(config, gateway)).await.map_err(LinkError::Upgrade)?;
         let (tunnel, requests, hello, driver) =
             connect(carrier, hello, config.tunnel.clone()).await.map_err(LinkError::Tunnel)?;

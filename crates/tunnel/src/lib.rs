@@ -83,6 +83,6 @@ pub use driver::Driver;
 pub use error::{CloseReason, OpenError, StreamReset, TunnelError, UpgradeError};
 pub use gateway::{Accepting, Tunnel, accept};
 pub use read_ahead::ReadAhead;
-pub use socket::tune;
+pub use socket::{TLS_BUFFER, tune};
 pub use stream::Stream;
 pub use websocket::WebSocket;
