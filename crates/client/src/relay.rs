@@ -1,6 +1,6 @@
 use std::cell::Cell;
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -16,6 +16,8 @@ use tokio_util::io::poll_read_buf;
 
 /// Reads and writes each way may do in one poll before other streams get their turn: about a megabyte of bulk.
 const TURNS: usize = 8;
+/// Chunks written to a target at once; where streams take turns they are of 16 KiB.
+const CHUNKS: usize = 16;
 /// The most that is read from a target at once: two full frames. Larger reads save no system calls worth the memory.
 const READ: usize = 128 * 1024;
 
@@ -268,7 +270,10 @@ impl Ways<'_> {
                         *self.up = Way::Ending;
                         continue;
                     }
-                    match ready!(Pin::new(&mut *self.target).poll_write(cx, chunk)) {
+                    let mut chunks = [IoSlice::new(&[]); CHUNKS];
+                    let filled = self.stream.chunks(&mut chunks);
+                    let written = Pin::new(&mut *self.target).poll_write_vectored(cx, &chunks[..filled]);
+                    match ready!(written) {
                         Ok(taken) => {
                             Pin::new(&mut *self.stream).consume(taken);
                             self.passed.up += taken as u64;

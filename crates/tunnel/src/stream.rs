@@ -106,6 +106,12 @@ impl Stream {
         Poll::Ready(Ok(ready!(self.cell.poll_room(cx, self.shared.send_buffer()))? as usize))
     }
 
+    /// What [`poll_fill_buf`](AsyncBufRead::poll_fill_buf) shows, and what was received behind it: for one vectored
+    /// write of all of it. How many of `slices` were filled.
+    pub fn chunks<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.reading.chunks_vectored(slices)
+    }
+
     /// Waits until everything written has left for the peer: for one who must reset the stream, and would not have
     /// what came before lost. A flush does not wait, since nothing else speeds it up.
     ///
