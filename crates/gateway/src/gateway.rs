@@ -11,7 +11,9 @@ use std::time::Duration;
 use anyproxy_core::{BoxError, Login, Outcome};
 use anyproxy_front::{DEFAULT_HANDSHAKE_TIMEOUT, Listener, Rewind, Throttle, Tls};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, GoAwayCode};
-use anyproxy_tunnel::{Accepting, CloseReason, Driver, ReadAhead, TLS_BUFFER, TunnelError, WebSocket, accept, tune};
+use anyproxy_tunnel::{
+    Accepting, CloseReason, Driver, ReadAhead, TLS_BUFFER, TunnelError, WebSocket, accept, tune,
+};
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -276,7 +278,7 @@ impl<A: Authenticate> Gateway<A> {
             Refused::Login(outcome)
         })?;
         if !account.may_serve(&wish.group) {
-            warn!(account = %account.name(), group = %wish.group, %source, "client refused: not a group of its account");
+            warn!(account = &**account.name(), group = &*wish.group, %source, "client refused: not a group of its account");
             return Err(Refused::Group);
         }
         let group = wish.group.as_str().into();
@@ -328,7 +330,7 @@ impl Hall {
         let link = Link::new(tunnel, session);
         let registration = self.clients.register(&claim, link.clone()).map_err(Failure::Registry)?;
         info!(
-            client = %claim.id, group = %claim.group, account = %claim.account.name(), %source,
+            client = &*claim.id, group = &*claim.group, account = &**claim.account.name(), %source,
             session = format_args!("{session:016x}"), ?software, "client connected"
         );
         Ok(Registered { claim, link, driver, registration, leases })
@@ -399,8 +401,12 @@ impl Registered {
         drop(registration);
         drop(leases);
         info!(
-            client = %claim.id, group = %claim.group, session = format_args!("{:016x}", link.session),
-            reason = reason.as_str(), cause = reason.source().map(tracing::field::display), "client's tunnel ended"
+            client = &*claim.id,
+            group = &*claim.group,
+            session = format_args!("{:016x}", link.session),
+            reason = reason.as_str(),
+            cause = reason.source().map(tracing::field::display),
+            "client's tunnel ended"
         );
     }
 }
