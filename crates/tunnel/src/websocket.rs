@@ -1,15 +1,16 @@
 use std::borrow::Cow;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use anyproxy_mux::frame::MAX_MESSAGE;
 use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt as _, Sink as _, Stream as _};
+use futures_util::{FutureExt as _, Sink as _, SinkExt as _, Stream as _};
 use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, timeout};
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -35,6 +36,9 @@ const MAX_CONTROL: u32 = 100;
 /// What is read and thrown away after the last words, so that the kernel does not answer late bytes with a reset, which
 /// would take those words from the peer.
 const MAX_LINGER: usize = 1024 * 1024;
+
+/// How long an [echo](WebSocket::echo) waits for its peer to hang up.
+const ECHO_LINGER: Duration = Duration::from_secs(2);
 
 /// The longest reason a close frame can hold (RFC 6455 section 5.5).
 const MAX_REASON: usize = 123;
@@ -103,6 +107,37 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
         }
         inner.get_mut().unfinished = 0;
         Ok(Self::new(inner))
+    }
+
+    /// Sends every message back, text too, until the peer has had enough: the endpoint as suites of conformance tests
+    /// want it, with all its limits.
+    #[doc(hidden)]
+    pub async fn echo(mut self) -> CarrierError {
+        let end = loop {
+            let message = match poll_fn(|cx| Pin::new(&mut self.inner).poll_next(cx)).await {
+                None => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
+                Some(Err(WsError::Utf8(error))) => break violation(1007, error),
+                Some(Err(error)) => break error.into(),
+                Some(Ok(message @ Message::Text(_))) => {
+                    self.inner.get_mut().unfinished = 0;
+                    message
+                }
+                Some(Ok(message)) => match self.received(message) {
+                    None => continue,
+                    Some(Ok(message)) => Message::Binary(message),
+                    Some(Err(end)) => break end,
+                },
+            };
+            if let Err(error) = self.inner.send(message).await {
+                break error.into();
+            }
+        };
+        let (code, reason) = match &end {
+            CarrierError::Violation { code, what } => (*code, what.as_ref()),
+            _ => (1000, ""),
+        };
+        let _ = timeout(ECHO_LINGER, poll_fn(|cx| self.poll_close(cx, code, reason))).await;
+        end
     }
 
     fn received(&mut self, message: Message) -> Option<Result<Bytes, CarrierError>> {
