@@ -330,7 +330,7 @@ impl Hall {
         let link = Link::new(tunnel, session);
         let registration = self.clients.register(&claim, link.clone()).map_err(Failure::Registry)?;
         info!(
-            client = &*claim.id, group = &*claim.group, account = &**claim.account.name(), %source,
+            client = ?claim.id, group = &*claim.group, account = &**claim.account.name(), %source,
             session = format_args!("{session:016x}"), ?software, "client connected"
         );
         Ok(Registered { claim, link, driver, registration, leases })
@@ -401,7 +401,7 @@ impl Registered {
         drop(registration);
         drop(leases);
         info!(
-            client = &*claim.id,
+            client = ?claim.id,
             group = &*claim.group,
             session = format_args!("{:016x}", link.session),
             reason = reason.as_str(),

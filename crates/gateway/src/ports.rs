@@ -143,7 +143,7 @@ impl Ports {
     fn lease_one(&self, claim: &Claim, request: PortRequest) -> Result<Lease, PortStatus> {
         if !claim.account.may_open(request.port) {
             warn!(
-                client = &*claim.id,
+                client = ?claim.id,
                 account = &**claim.account.name(),
                 port = request.port,
                 "port refused: not one of its account"
@@ -160,10 +160,10 @@ impl Ports {
         }
         let tunnels = watch::Sender::new(1);
         self.spawn(claim, request, &tunnels).map_err(|error| {
-            warn!(client = &*claim.id, port = request.port, %error, "cannot open a client's port");
+            warn!(client = ?claim.id, port = request.port, %error, "cannot open a client's port");
             if error.kind() == io::ErrorKind::AddrInUse { PortStatus::Taken } else { PortStatus::Failed }
         })?;
-        info!(client = &*claim.id, port = request.port, transport = ?request.transport, "opened a client's port");
+        info!(client = ?claim.id, port = request.port, transport = ?request.transport, "opened a client's port");
         open.insert(request, Holder { client: claim.id.clone(), tunnels: tunnels.clone() });
         Ok(Lease(tunnels))
     }

@@ -219,7 +219,7 @@ impl Clients {
     pub fn retain(&self, keep: impl Fn(&Client) -> bool) {
         for client in self.connected() {
             if !keep(&client) {
-                info!(client = &**client.id(), "client is no longer wanted");
+                info!(client = ?client.id(), "client is no longer wanted");
                 client.links().iter().for_each(|link| link.tunnel.close());
             }
         }
@@ -465,7 +465,7 @@ impl Seat {
     fn oust(&mut self, old: &Client, returns: u32) {
         if returns > 0 {
             warn!(
-                client = &**old.id(),
+                client = ?old.id(),
                 account = &**old.account().name(),
                 returns,
                 "two processes use the same client id"
