@@ -26,7 +26,8 @@ pub struct Config {
     pub max_streams: u32,
     /// Opens without an answer at once: 1,024. Beyond it as above.
     pub max_unanswered: u32,
-    /// Bytes a stream may send before it is another's turn: 16 KiB. A stream alone sends whole frames of 64 KiB.
+    /// Bytes a stream may send before it is another's turn: 64 KiB, a whole frame. Less makes frames small, and each is
+    /// a write to somebody; what speaks up while others are busy comes first in any case.
     pub quantum: u32,
     /// Datagrams waiting on one stream: 256. The newest is dropped when they are more.
     pub max_datagrams: u32,
@@ -69,7 +70,7 @@ impl Default for Config {
             held_limit: 64 * 1024 * 1024,
             max_streams: 65_536,
             max_unanswered: 1_024,
-            quantum: 16 * 1024,
+            quantum: MAX_PAYLOAD as u32,
             max_datagrams: 256,
             datagram_bytes: 16 * 1024 * 1024,
             control_bytes: 4 * 1024 * 1024,

@@ -23,7 +23,7 @@ fn stream_alone_sends_whole_frames() {
 
 #[test]
 fn busy_streams_take_turns_of_a_quantum() {
-    let mut client = ClientUnderTest::ready();
+    let mut client = with_short_turns();
     let streams: Vec<_> = (1..=16).map(|number| client.accept_open(number)).collect();
     for &stream in &streams {
         client.mux.send(stream, bytes(200_000));
@@ -40,7 +40,7 @@ fn busy_streams_take_turns_of_a_quantum() {
 
 #[test]
 fn streams_that_send_crumbs_get_the_same_share_of_bytes() {
-    let mut client = ClientUnderTest::ready();
+    let mut client = with_short_turns();
     let (bulk, crumbs) = (client.accept_open(1), client.accept_open(2));
     client.mux.send(bulk, bytes(250_000));
     // Pieces just too large to be joined.
@@ -55,7 +55,7 @@ fn streams_that_send_crumbs_get_the_same_share_of_bytes() {
 
 #[test]
 fn m17_keystroke_is_the_next_frame_however_much_waits() {
-    let mut client = ClientUnderTest::ready();
+    let mut client = with_short_turns();
     let streams: Vec<_> = (1..=64).map(|number| client.accept_open(number)).collect();
     for &stream in &streams {
         client.mux.send(stream, bytes(200_000));
@@ -68,7 +68,7 @@ fn m17_keystroke_is_the_next_frame_however_much_waits() {
 
 #[test]
 fn streams_that_send_little_and_often_do_not_starve_the_busy() {
-    let mut client = ClientUnderTest::ready();
+    let mut client = with_short_turns();
     let (chatty, bulk, empty) = (client.accept_open(1), client.accept_open(2), client.accept_udp(3));
     client.mux.send(bulk, bytes(200_000));
     next_data(&mut client);
@@ -185,6 +185,11 @@ fn quantum_is_the_configured_one() {
     streams.into_iter().for_each(|stream| client.mux.send(stream, bytes(100_000)));
     next_data(&mut client);
     assert_eq!(next_data(&mut client).1.len(), 4_096);
+}
+
+/// Turns of [`QUANTUM`], so that there are many in a window.
+fn with_short_turns() -> ClientUnderTest {
+    ClientUnderTest::with(Config { quantum: QUANTUM as u32, ..Config::default() })
 }
 
 fn next_data(client: &mut ClientUnderTest) -> (StreamId, Bytes) {
