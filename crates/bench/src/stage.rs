@@ -60,8 +60,8 @@ impl Stage {
         listening(far_end).await?;
 
         std::fs::write(folder.path().join("gateway.yaml"), gateway_file(setting, front, gateway_addr)?)?;
-        let gateway = run(anyproxy, "gateway", "gateway", folder.path())?;
-        listening_within(front, PATIENCE).await?;
+        let mut gateway = run(anyproxy, "gateway", "gateway", folder.path())?;
+        comes_up(&mut gateway, front).await?;
 
         let mut links = Vec::new();
         let mut clients = Vec::new();
@@ -158,15 +158,16 @@ fn run(anyproxy: &Path, role: &str, name: &str, folder: &Path) -> Result<Program
     Program::start(name, &format!("{} {role} --config {name}.yaml", anyproxy.display()), folder)
 }
 
-async fn listening_within(addr: SocketAddr, limit: Duration) -> Result {
+/// Waits until `gateway` listens on `front`; a large file takes it a while.
+async fn comes_up(gateway: &mut Program, front: SocketAddr) -> Result {
     let asked = Instant::now();
-    loop {
-        match listening(addr).await {
-            Err(error) if asked.elapsed() > limit => return Err(error),
-            Err(_) => {}
-            Ok(()) => return Ok(()),
+    while tokio::net::TcpStream::connect(front).await.is_err() {
+        if gateway.has_ended() || asked.elapsed() > PATIENCE {
+            return Err(format!("the gateway does not come up:\n{}", gateway.last_words()).into());
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    Ok(())
 }
 
 fn gateway_file(setting: &Setting, front: SocketAddr, gateway: SocketAddr) -> Result<String> {

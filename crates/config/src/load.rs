@@ -80,6 +80,7 @@ fn options() -> Options {
     if let Some(budget) = &mut options.budget {
         // The size of the text is bounded already; these bound what a few aliases can make of it.
         budget.max_events = 8_000_000;
+        budget.max_nodes = 8_000_000;
         budget.max_aliases = 1_000;
         budget.max_anchors = 1_000;
     }
@@ -235,6 +236,16 @@ client:
         }
         let file = File::parse("f", "proxy: { http: { auth_password: canary } }").unwrap();
         assert!(!format!("{file:?}").contains("canary"));
+    }
+
+    #[test]
+    fn a_hundred_thousand_rules_are_read() {
+        let mut text = String::from("gateway:\n  access:\n    rules:\n");
+        for rule in 0..100_000 {
+            text.push_str(&format!("      - {{ deny: [\"*.zone-{rule}.example:443\"] }}\n"));
+        }
+        let file = File::parse("rules.yaml", &text).unwrap();
+        assert_eq!(file.gateway.unwrap().access.unwrap().rules.unwrap().len(), 100_000);
     }
 
     #[test]
