@@ -12,7 +12,9 @@ pub struct Config {
     /// either direction counts, unread datagrams too.
     pub memory: Memory,
     /// Bytes a stream takes from its writer before they have left: 256 KiB. Less makes writers wait for the driver,
-    /// more is memory that a slow tunnel fills for every stream. Where `memory` runs short it shrinks, to 4 KiB.
+    /// more is memory that a slow tunnel fills for every stream. Where `memory` runs short it shrinks, to 4 KiB,
+    /// and so it does where unsent bytes of the whole tunnel are between the multiplexer's `held_bytes` and
+    /// `held_limit`.
     pub send_buffer: usize,
     /// How long the last words (a go-away, the close frame) may take when a tunnel ends: 2 s. A peer that does not
     /// read them is left without.

@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     /// What the process may hold for streams.
     pub(crate) memory: Memory,
     send_buffer: u32,
+    /// Unsent bytes, on all streams, from which on less is taken, and at which next to nothing is.
+    unsent_limits: (u64, u64),
     pub(crate) gauges: Gauges,
     closed: watch::Sender<Option<CloseReason>>,
 }
@@ -54,14 +56,24 @@ impl Shared {
             memory: config.memory.clone(),
             // Beyond 2 GiB the counter of unsent bytes could run over.
             send_buffer: u32::try_from(config.send_buffer).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32),
+            unsent_limits: (config.mux.held_bytes, config.mux.held_limit.max(config.mux.held_bytes)),
             gauges: Gauges::new(now),
             closed: watch::Sender::new(None),
         })
     }
 
-    /// Bytes a stream takes from its writer before they have left.
+    /// Bytes a stream takes from its writer before they have left: less where the process runs short of memory, or
+    /// where much waits on this tunnel already, as what is received does with windows.
     pub(crate) fn send_buffer(&self) -> u32 {
-        self.memory.shrunk(self.send_buffer, LEAST_SEND_BUFFER)
+        let size = self.memory.shrunk(self.send_buffer, LEAST_SEND_BUFFER);
+        let (soft, hard) = self.unsent_limits;
+        let unsent = self.gauges.unsent.load(Ordering::Relaxed) as u64;
+        if unsent <= soft {
+            return size;
+        }
+        let left = u64::from(size).saturating_mul(hard.saturating_sub(unsent)) / (hard - soft).max(1);
+        // No more than `size`, so it fits.
+        size.min(LEAST_SEND_BUFFER.max(left as u32))
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -510,3 +510,29 @@ async fn f9_what_a_process_holds_for_streams_has_one_bound_and_all_of_it_comes_b
     keeping.abort();
     until(|| memory.used() == 0).await;
 }
+
+#[tokio::test]
+async fn i6_a_crowd_of_stalled_writers_holds_no_more_than_a_tunnel_may() {
+    const STREAMS: usize = 200;
+    let mut config = Config::default();
+    (config.mux.held_bytes, config.mux.held_limit) = (1 << 20, 4 << 20);
+    let Pair { gateway, mut requests, client: _client, .. } = Pair::new(1000, config).await;
+    // Nobody reads these.
+    let _keeping = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Some(request) = next_open(&mut requests).await {
+            kept.push(request.accept(OpenOk::default()));
+        }
+    });
+    let mut writers = JoinSet::new();
+    for _ in 0..STREAMS {
+        let (mut near, _) = gateway.open(tcp()).await.unwrap();
+        writers.spawn(async move { near.write_all(&vec![0; 1 << 20]).await });
+        assert!(gateway.unsent() <= (4 << 20) + STREAMS * 4096, "{} unsent", gateway.unsent());
+    }
+    until(|| gateway.unsent() > 1 << 20).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+        assert!(gateway.unsent() <= (4 << 20) + STREAMS * 4096, "{} unsent", gateway.unsent());
+    }
+}
