@@ -10,7 +10,7 @@ use anyproxy_mock_peer::frame::{
     StreamId, ToClient, ToGateway, Unknown,
 };
 use anyproxy_mock_peer::{Account, End, Ws, client};
-use anyproxy_tests::{Options, Result};
+use anyproxy_tests::{Options, Result, until};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -531,6 +531,7 @@ async fn w4_floods_of_fragments_end_in_bounded_time_and_memory() -> Result {
 async fn w5_a_flood_of_websocket_pings_ends_the_tunnel_though_nobody_reads_the_pongs() -> Result {
     let siege = Siege::start().await?;
     drop(siege.join().await?);
+    let mut floods = 0;
     for deaf in [true, false] {
         for opcode in [Ws::PING, Ws::PONG] {
             let peer = siege.join().await?;
@@ -541,7 +542,15 @@ async fn w5_a_flood_of_websocket_pings_ends_the_tunnel_though_nobody_reads_the_p
             } else {
                 peer.flood::<ToClient>(&chunk, 1_000).await?
             };
-            assert!(matches!(end.close_code(), Some(1008)), "{end:?}");
+            // What is still unread of the flood makes the kernel reset the connection, which may overtake the close
+            // frame; the gateway's log has the reason in any case.
+            assert!(matches!(end.close_code(), None | Some(1008)), "{end:?}");
+            floods += 1;
+            until("the reason in the gateway's log", async || {
+                let told = |line: &&String| line.contains("too many WebSocket pings");
+                Ok(siege.stage.gateway.lines().iter().filter(told).count() == floods)
+            })
+            .await?;
             let grown = cost.grown_kib(&siege.stage.gateway)?;
             assert!(grown <= 1024, "{grown} KiB");
         }

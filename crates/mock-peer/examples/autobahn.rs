@@ -12,7 +12,7 @@ use anyproxy_mock_peer::Result;
 use anyproxy_tunnel::WebSocket;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy, sink};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -112,7 +112,20 @@ async fn forward(address: &str, proxy: &str, target: &str) -> Result {
             if !head.starts_with("HTTP/1.1 200 ") {
                 return Err(io::Error::other(head));
             }
-            copy_bidirectional(&mut near, &mut far).await.map(drop)
+            let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+                (near.split(), far.split());
+            // Each way on its own, and whoever still talks to somebody gone is heard out: the last word of the other
+            // must arrive.
+            let up = async {
+                let _ = copy(&mut near_read, &mut far_write).await;
+                let _ = far_write.shutdown().await;
+                let _ = copy(&mut near_read, &mut sink()).await;
+            };
+            let down = async {
+                let _ = copy(&mut far_read, &mut near_write).await;
+                near_write.shutdown().await
+            };
+            tokio::join!(up, down).1
         });
     }
 }
