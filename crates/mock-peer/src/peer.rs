@@ -34,6 +34,9 @@ pub struct End {
     pub go_away: Option<GoAway>,
     /// Its close frame: code and reason.
     pub close: Option<(u16, String)>,
+    /// Whether the connection ended under a flood: what is still unread of one makes the kernel reset the connection,
+    /// and the reset may overtake the last words.
+    pub flooded: bool,
 }
 
 impl End {
@@ -41,6 +44,12 @@ impl End {
     #[must_use]
     pub fn code(&self) -> Option<GoAwayCode> {
         self.go_away.as_ref().map(|go_away| go_away.code)
+    }
+
+    /// Whether the last words were overtaken by the reset that ends a flood.
+    #[must_use]
+    pub const fn is_overtaken(&self) -> bool {
+        self.flooded && self.close.is_none()
     }
 
     /// The code of the close frame.
@@ -140,7 +149,7 @@ impl Peer {
             std::future::pending().await
         };
         tokio::select! {
-            end = within("to have had enough", reader.end::<F>()) => end,
+            end = within("to have had enough", reader.end::<F>()) => end.map(|end| End { flooded: true, ..end }),
             () = flood => unreachable!("it pends"),
         }
     }
@@ -155,7 +164,7 @@ impl Peer {
             }
         }
         let _ = timeout(Duration::from_secs(3), self.reader.io.flush()).await;
-        self.end::<F>().await
+        self.end::<F>().await.map(|end| End { flooded: true, ..end })
     }
 }
 
@@ -222,7 +231,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                         let code = payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
                         let reason =
                             String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
-                        return Err(End { go_away: None, close: Some((code, reason)) });
+                        return Err(End { close: Some((code, reason)), ..End::default() });
                     }
                     _ => continue,
                 }
