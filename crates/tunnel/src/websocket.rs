@@ -34,8 +34,9 @@ const MAX_UNFINISHED: usize = 4 * MAX_MESSAGE;
 const MAX_CONTROL: u32 = 100;
 
 /// What is read and thrown away after the last words, so that the kernel does not answer late bytes with a reset, which
-/// would take those words from the peer.
-const MAX_LINGER: usize = 1024 * 1024;
+/// would take those words from the peer. It costs no memory, and no longer than the driver's `close_timeout`; a peer in
+/// the middle of a message far too long should learn why all the same.
+const MAX_LINGER: usize = 32 * 1024 * 1024;
 
 /// How long an [echo](WebSocket::echo) waits for its peer to hang up.
 const ECHO_LINGER: Duration = Duration::from_secs(2);
