@@ -15,9 +15,10 @@ use anyproxy_mock_peer::client;
 use anyproxy_tests::{
     Options, PATIENCE, Program, Result, Stage, Target, Way, head, run, tool, tunnel, until,
 };
+use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
@@ -274,7 +275,7 @@ async fn f6_without_descriptors_nothing_spins_the_living_go_on_and_all_is_well_o
         let mut kept = tunnel(&stage, Way::Socks5, target.addr()).await?;
         let program = if short == "gateway" { &stage.gateway } else { &stage.client };
         limit_files(program, program.descriptors()? + 20).await?;
-        let stop = tokio_stop();
+        let stop = watch::Sender::new(false);
         let mut users = JoinSet::new();
         for _ in 0..100 {
             let (http, address, mut stop) = (stage.http_addr(), target.addr().to_string(), stop.subscribe());
@@ -331,13 +332,9 @@ async fn f6_without_descriptors_nothing_spins_the_living_go_on_and_all_is_well_o
         assert!(slowest < Duration::from_secs(2), "{slowest:?}");
         assert!(freed.elapsed() < Duration::from_secs(3), "{:?}", freed.elapsed());
         // A spin would be a whole one; a hundred users who come again cost what they cost in a debug build.
-        assert!(share < 0.7, "{share}");
+        assert!(share < 0.6, "{share}");
     }
     Ok(())
-}
-
-fn tokio_stop() -> tokio::sync::watch::Sender<bool> {
-    tokio::sync::watch::Sender::new(false)
 }
 
 // === Crowds ===
@@ -484,7 +481,7 @@ async fn f4_targets_that_say_nothing_drip_reset_or_leave_end_as_they_should() ->
     stream.write_all(b"go").await?;
     assert!(timeout(PATIENCE, stream.read(&mut [0; 1])).await?.is_err());
 
-    // Has said all and never hears: the other way ends when nothing moves on it.
+    // Has said all: a clean end, though it never hears what the user says.
     let finished = Target::start(|mut connection| async move {
         connection.shutdown().await?;
         std::future::pending().await
@@ -492,16 +489,7 @@ async fn f4_targets_that_say_nothing_drip_reset_or_leave_end_as_they_should() ->
     let finished = finished.await?;
     let mut stream = tunnel(&stage, Way::Connect, finished.addr()).await?;
     assert_eq!(timeout(PATIENCE, stream.read(&mut [0; 1])).await??, 0, "a clean end");
-    let over = until("the half that is left is given up", async || {
-        Ok(stream.write_all(b"x").await.is_err() && {
-            sleep(Duration::from_millis(50)).await;
-            true
-        })
-    });
-    // Writing is progress, so this one is given up as soon as the target's window is full, or never: only look.
-    let _ = timeout(Duration::from_secs(1), over).await;
-
-    // Their descriptors are back.
+    // And all is well behind them.
     drop(stream);
     let echo_target = Target::echo().await?;
     let mut after = tunnel(&stage, Way::Connect, echo_target.addr()).await?;
@@ -576,6 +564,27 @@ async fn f3_a_tunnel_whose_packets_are_dropped_is_found_dead_by_both_ends_in_tim
     .await?;
     println!("served again {:?} after the network was", healed.elapsed());
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i10_a_machine_that_was_suspended_wakes_up_with_its_tunnels_and_streams() -> Result {
+    let _turn = alone().await;
+    let timers = "  ping_interval: 1s\n  ping_timeout: 1s";
+    let options = Options { gateway: timers.to_owned(), client: timers.to_owned(), ..Options::default() };
+    let stage = Arc::new(Stage::with(&options)?);
+    let honest = Honest::start(stage.clone(), 1).await?;
+    let target = Target::echo().await?;
+    let mut kept = tunnel(&stage, Way::Connect, target.addr()).await?;
+    echo(&mut kept, b"before").await?;
+    for signal in [Signal::SIGSTOP, Signal::SIGCONT] {
+        for program in [&stage.gateway, &stage.client] {
+            program.signal(signal)?;
+        }
+        // Longer than a peer may be silent; then, as long again to be wrong about it.
+        sleep(Duration::from_secs(4)).await;
+    }
+    timeout(PATIENCE, echo(&mut kept, b"after")).await??;
+    honest.noticed_nothing(&stage).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
