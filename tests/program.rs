@@ -383,7 +383,9 @@ async fn both_ends_write_one_line_about_a_stream_under_the_same_name() -> Result
         assert!(gateway["stream"].as_str().is_some_and(|stream| stream.contains('-')), "{gateway}");
         assert_eq!(gateway["stream"], client["stream"]);
         assert_eq!(gateway["source"], source);
-        assert!(gateway["queue_ms"].as_u64().is_some(), "{gateway}");
+        for name in ["queue_ms", "connect_ms"] {
+            assert!(gateway[name].as_u64().is_some(), "{name}: {gateway}");
+        }
         for line in [gateway, client] {
             for (name, value) in [
                 ("level", Value::from("INFO")),

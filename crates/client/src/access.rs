@@ -49,9 +49,16 @@ impl AccessLine {
         Self { client, stream, words: words.into(), network, begun: Instant::now(), opened: None }
     }
 
-    /// The target was reached.
-    pub(crate) fn opened(&mut self) {
-        self.opened = Some(Instant::now());
+    /// The target was reached. How long that took, in microseconds, for the gateway.
+    pub(crate) fn opened(&mut self) -> u32 {
+        let opened = Instant::now();
+        self.opened = Some(opened);
+        microseconds(opened - self.begun)
+    }
+
+    /// How long the client has been at it, in microseconds, for the gateway.
+    pub(crate) fn tried(&self) -> u32 {
+        microseconds(self.begun.elapsed())
     }
 
     /// The stream has ended.
@@ -88,6 +95,10 @@ impl AccessLine {
             reason,
         );
     }
+}
+
+fn microseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 fn milliseconds(time: Duration) -> u64 {

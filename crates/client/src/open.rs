@@ -75,13 +75,13 @@ async fn answer(
     match reached {
         Some(Ok(reached)) => {
             let (Reached::Tcp(_, address) | Reached::Udp(_, _, address)) = reached;
-            let stream = request.accept(OpenOk { address: Some(address), window: None });
-            line.opened();
+            let took_us = Some(line.opened());
+            let stream = request.accept(OpenOk { address: Some(address), took_us, window: None });
             Some((line, stream, reached))
         }
         Some(Err(why)) => {
             line.refused(why.class.as_str(), &why.text);
-            request.refuse(why);
+            request.refuse(OpenErr { took_us: Some(line.tried()), ..why });
             None
         }
         None => {

@@ -32,6 +32,7 @@ struct Entries {
     /// Microseconds; 0 = not known.
     queued: AtomicU64,
     opened: AtomicU64,
+    connected: AtomicU64,
     /// What the final attempt knows; an attempt that failed leaves nothing.
     served: OnceLock<Served>,
 }
@@ -49,6 +50,7 @@ impl Journal {
             started: Instant::now(),
             queued: AtomicU64::new(0),
             opened: AtomicU64::new(0),
+            connected: AtomicU64::new(0),
             served: OnceLock::new(),
         }))
     }
@@ -79,6 +81,18 @@ impl Journal {
     #[must_use]
     pub fn opening(&self) -> Duration {
         Duration::from_micros(self.0.opened.load(Ordering::Relaxed))
+    }
+
+    /// Adds the part of [`opening`](Self::opening) that a client says it resolved and connected.
+    pub fn add_connecting(&self, took: Duration) {
+        self.0.connected.fetch_add(micros(took), Ordering::Relaxed);
+    }
+
+    /// How long clients resolved and connected, in their own words; the rest of [`opening`](Self::opening) is the
+    /// tunnel's. Zero if none of them said.
+    #[must_use]
+    pub fn connecting(&self) -> Duration {
+        Duration::from_micros(self.0.connected.load(Ordering::Relaxed))
     }
 
     /// Writes down who serves the dial, on which stream, and the address really dialled if the client told it.

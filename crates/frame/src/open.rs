@@ -23,6 +23,7 @@ const WINDOW: u8 = 0x0b;
 const ADDRESS: u8 = 0x01;
 const CLASS: u8 = 0x01;
 const TEXT: u8 = 0x02;
+const TOOK: u8 = 0x03;
 
 /// The gateway's wish for a stream: where to, for whom, by when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,6 +203,9 @@ pub enum HostRef {
 pub struct OpenOk {
     /// The address really dialled, if the client tells.
     pub address: Option<SocketAddr>,
+    /// How long the client resolved and connected, in microseconds, if it tells: its own word, so that a gateway takes
+    /// it for no more than it waited.
+    pub took_us: Option<u32>,
     /// Bytes the gateway may send on this stream before it hears of more; `None`: what the client's hello says.
     /// The multiplexer fills it in.
     pub window: Option<u32>,
@@ -214,6 +218,7 @@ impl OpenOk {
             let field = field?;
             match field.tag {
                 ADDRESS => field.fill(&mut ok.address, field.socket_address()?)?,
+                TOOK => field.fill(&mut ok.took_us, u32::from_be_bytes(field.array()?))?,
                 WINDOW => field.fill(&mut ok.window, field.window()?)?,
                 _ => {}
             }
@@ -224,6 +229,9 @@ impl OpenOk {
     pub(crate) fn fields(&self, out: &mut dyn Sink) {
         if let Some(address) = self.address {
             out.socket_address(ADDRESS, address);
+        }
+        if let Some(took_us) = self.took_us {
+            out.field(TOOK, &took_us.to_be_bytes());
         }
         if let Some(window) = self.window {
             out.field(WINDOW, &window.to_be_bytes());
@@ -238,6 +246,8 @@ pub struct OpenErr {
     pub class: OpenErrClass,
     /// Words for the gateway's log; at most [`MAX_ERROR_TEXT`] bytes. Untrusted: escape it before it is shown.
     pub text: String,
+    /// How long the client tried, in microseconds, if it tells; as in [`OpenOk`].
+    pub took_us: Option<u32>,
 }
 
 impl OpenErr {
@@ -245,25 +255,30 @@ impl OpenErr {
     pub fn new(class: OpenErrClass, text: impl Into<String>) -> Self {
         let mut text = text.into();
         text.truncate(text.floor_char_boundary(MAX_ERROR_TEXT));
-        Self { class, text }
+        Self { class, text, took_us: None }
     }
 
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
-        let (mut class, mut text) = (None, None);
+        let (mut class, mut text, mut took_us) = (None, None, None);
         for field in Fields::new(kind::OPEN_ERR, payload) {
             let field = field?;
             match field.tag {
                 CLASS => field.fill(&mut class, OpenErrClass::from_u8(u8::from_be_bytes(field.array()?)))?,
                 TEXT => field.fill(&mut text, field.words(MAX_ERROR_TEXT)?)?,
+                TOOK => field.fill(&mut took_us, u32::from_be_bytes(field.array()?))?,
                 _ => {}
             }
         }
-        Ok(Self::new(require(kind::OPEN_ERR, CLASS, class)?, text.unwrap_or_default()))
+        let class = require(kind::OPEN_ERR, CLASS, class)?;
+        Ok(Self { took_us, ..Self::new(class, text.unwrap_or_default()) })
     }
 
     pub(crate) fn fields(&self, out: &mut dyn Sink) {
         out.field(CLASS, &[self.class.to_u8()]);
         out.text(TEXT, &self.text, MAX_ERROR_TEXT);
+        if let Some(took_us) = self.took_us {
+            out.field(TOOK, &took_us.to_be_bytes());
+        }
     }
 }
 

@@ -110,18 +110,27 @@ fn open_as_written() {
 
 #[test]
 fn answers_as_written() {
-    let ok = OpenOk { address: Some("192.0.2.1:80".parse().unwrap()), window: None };
+    let ok = OpenOk { address: Some("192.0.2.1:80".parse().unwrap()), ..OpenOk::default() };
     assert_written(ToGateway::OpenOk(StreamId::FIRST, ok), "02 000009 00000001 01 0006 c0000201 0050");
-    let ok = OpenOk { address: Some("[2001:db8::1]:80".parse().unwrap()), window: Some(65_536) };
+    let address = Some("[2001:db8::1]:80".parse().unwrap());
+    let ok = OpenOk { address, took_us: Some(1_000), window: Some(65_536) };
     assert_written(
         ToGateway::OpenOk(StreamId::FIRST, ok),
-        "02 00001c 00000001 01 0012 20010db8000000000000000000000001 0050 0b 0004 00010000",
+        "02 000023 00000001
+         01 0012 20010db8000000000000000000000001 0050
+         03 0004 000003e8
+         0b 0004 00010000",
     );
     assert_written(ToGateway::OpenOk(StreamId::FIRST, OpenOk::default()), "02 000000 00000001");
-    let err = OpenErr::new(OpenErrClass::Refused, "no");
+    let mut err = OpenErr::new(OpenErrClass::Refused, "no");
+    assert_written(
+        ToGateway::OpenErr(StreamId::FIRST, Box::new(err.clone())),
+        "03 000009 00000001 01 0001 05 02 0002 6e6f",
+    );
+    err.took_us = Some(u32::MAX);
     assert_written(
         ToGateway::OpenErr(StreamId::FIRST, Box::new(err)),
-        "03 000009 00000001 01 0001 05 02 0002 6e6f",
+        "03 000010 00000001 01 0001 05 02 0002 6e6f 03 0004 ffffffff",
     );
 }
 

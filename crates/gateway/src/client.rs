@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyproxy_core::{
     BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Load, Network, RulesVersion, TraceParent,
 };
-use anyproxy_tunnel::frame::{HostRef, Open};
-use anyproxy_tunnel::{Stream, Tunnel};
+use anyproxy_tunnel::frame::{HostRef, Open, OpenOk};
+use anyproxy_tunnel::{OpenError, Stream, Tunnel};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -229,7 +229,14 @@ impl Service<Dial> for Client {
             let ((link, carried), open) = begun?;
             let asked = Instant::now();
             let answer = timeout(limit, link.tunnel.open(open)).await;
-            dial.journal.add_opening(asked.elapsed());
+            let took = asked.elapsed();
+            dial.journal.add_opening(took);
+            // The client's own word: it cannot have taken longer than the whole.
+            if let Ok(answer) = &answer
+                && let Some(connecting) = connecting(answer)
+            {
+                dial.journal.add_connecting(connecting.min(took));
+            }
             let (stream, ok) = match answer {
                 Ok(answer) => answer.map_err(|error| NotServed::new(&client, error))?,
                 Err(_) => return Err(NotServed::unanswered(&client).into()),
@@ -251,6 +258,16 @@ impl Endpoint for Client {
             unsent: load.unsent + link.tunnel.unsent(),
         })
     }
+}
+
+/// How long the client says it resolved and connected.
+fn connecting(answer: &Result<(Stream, OpenOk), OpenError>) -> Option<Duration> {
+    let took_us = match answer {
+        Ok((_, ok)) => ok.took_us,
+        Err(OpenError::Refused(err, _)) => err.took_us,
+        Err(_) => None,
+    };
+    took_us.map(|took_us| Duration::from_micros(took_us.into()))
 }
 
 /// The dial in the words of the wire.

@@ -57,8 +57,11 @@ async fn a_dial_becomes_a_stream_at_the_client_and_the_journal_knows_it() {
     assert_eq!(house.serving("blue")[0].load().streams, 1, "it counts before it is answered");
     let address = "10.0.0.9:631".parse().unwrap();
     let reference = request.stream_ref();
-    let mut far = request.accept(OpenOk { address: Some(address), window: None });
+    // It says a minute, and was waited for less.
+    let mut far =
+        request.accept(OpenOk { address: Some(address), took_us: Some(60_000_000), ..OpenOk::default() });
     let mut near = dialing.await.unwrap().unwrap();
+    assert_eq!(journal.connecting(), journal.opening(), "no client is believed more than it was waited for");
     assert_eq!(journal.client().as_deref(), Some("room-1"));
     assert_eq!(journal.address(), Some(address));
     assert_eq!(journal.stream(), Some(reference));
@@ -76,11 +79,15 @@ async fn a_dial_becomes_a_stream_at_the_client_and_the_journal_knows_it() {
 async fn a_failure_at_the_target_is_the_user_s_outcome() {
     let house = House::new(Config::default());
     let mut peer = house.client("room-1", 1).await;
-    let dialing = tokio::spawn(house.serving("blue")[0].dial(dial("blue")));
-    next_open(&mut peer).await.refuse(OpenErr::new(OpenErrClass::Refused, "no\nprinter"));
+    let dial = dial("blue");
+    let journal = dial.journal.clone();
+    let dialing = tokio::spawn(house.serving("blue")[0].dial(dial));
+    let refused = OpenErr { took_us: Some(1), ..OpenErr::new(OpenErrClass::Refused, "no\nprinter") };
+    next_open(&mut peer).await.refuse(refused);
     let error = dialing.await.unwrap().err().unwrap();
     assert_eq!(Outcome::of(&*error), Outcome::Refused);
     assert_eq!(Fault::of(&*error), None);
+    assert_eq!(journal.connecting(), Duration::from_micros(1));
     assert!(error.to_string().contains("room-1") && !error.to_string().contains('\n'));
 }
 

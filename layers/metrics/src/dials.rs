@@ -85,6 +85,11 @@ impl Pending {
         phases.queue.record(self.journal.queued());
         if matches!(verdict, Verdict::Ok) {
             phases.open.record(self.journal.opening());
+            let connecting = self.journal.connecting();
+            // A dial that follows another on its stream connects to nothing.
+            if !connecting.is_zero() {
+                phases.connect.record(connecting);
+            }
         }
     }
 }

@@ -55,6 +55,7 @@ pub(crate) struct Figures {
 pub(crate) struct Phases {
     pub(crate) queue: Histogram,
     pub(crate) open: Histogram,
+    pub(crate) connect: Histogram,
     pub(crate) total: Histogram,
     pub(crate) first_byte: Histogram,
 }
@@ -67,6 +68,7 @@ impl Figures {
             phases: Arc::new(Phases {
                 queue: phase("queue"),
                 open: phase("open"),
+                connect: phase("connect"),
                 total: phase("total"),
                 first_byte: phase("first_byte"),
             }),

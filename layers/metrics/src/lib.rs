@@ -24,9 +24,12 @@
 //! | `anyproxy_dials_total` | counter | `front`, `network`, `outcome` |
 //! | `anyproxy_streams_open` | gauge | `front` |
 //! | `anyproxy_streams_ended_total` | counter | `front`, `end` |
-//! | `anyproxy_dial_seconds` | histogram | `phase`: `queue`, `open`, `total`, `first_byte` |
+//! | `anyproxy_dial_seconds` | histogram | `phase`: `queue`, `open`, `connect`, `total`, `first_byte` |
 //! | `anyproxy_bytes_total` | counter | `front`, `direction`: `up`, `down` |
 //! | `anyproxy_logins_total` | counter | `front`, `outcome` |
+//!
+//! Of the phases, `open` is from asking a client to its answer, and `connect` the part of it that the client says it
+//! resolved and connected; what lies between them is the tunnel. `total` is from the front's wish to the verdict.
 //!
 //! Labels come from closed sets: a front's name is part of the program, and no host, user or error text is ever
 //! one. Handles are taken when a front is first seen and kept, so nothing is looked up by name afterwards; a byte

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 use std::io;
+use std::time::Duration;
 
 use anyproxy_core::{Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Target};
 use anyproxy_metrics::MetricsLayer;
@@ -53,6 +54,23 @@ async fn a_stream_counts_from_its_dial_to_its_last_byte() {
     assert_line(&handle, r#"anyproxy_bytes_total{front="http",direction="down"} 5"#);
     assert_line(&handle, r#"anyproxy_streams_ended_total{front="http",end="whole"} 1"#);
     assert_line(&handle, r#"anyproxy_dials_total{front="http",network="tcp",outcome="ok"} 1"#);
+}
+
+#[tokio::test]
+async fn what_the_client_says_of_connecting_is_a_phase_of_its_own() {
+    let (layer, handle) = recorded();
+    let dials = layer.layer(service_fn(|dial: Dial| async move {
+        // To the second of these targets there is a stream already.
+        if dial.target.port() == 631 {
+            dial.journal.add_connecting(Duration::from_millis(3));
+        }
+        Ok::<Stream, io::Error>(BufReader::new(duplex(1).0))
+    }));
+    dials.dial(dial()).await.unwrap();
+    dials.dial(Dial { target: Target::parse("printer.lan:80").unwrap(), ..dial() }).await.unwrap();
+    assert_line(&handle, r#"anyproxy_dial_seconds_count{phase="open"} 2"#);
+    assert_line(&handle, r#"anyproxy_dial_seconds_count{phase="connect"} 1"#);
+    assert_line(&handle, r#"anyproxy_dial_seconds_sum{phase="connect"} 0.003"#);
 }
 
 #[tokio::test]

@@ -52,6 +52,7 @@ impl AccessLine {
             bytes_down = self.bytes_down,
             queue_ms = millis(self.journal.queued()),
             open_ms = millis(self.journal.opening()),
+            connect_ms = millis(self.journal.connecting()),
             first_byte_ms = self.first_byte.map(millis),
             total_ms = millis(self.journal.started().elapsed()),
             outcome,

@@ -21,8 +21,9 @@
 //!
 //! An event of target `access` at level info, with the fields `stream` (the same at both ends of the tunnel),
 //! `front`, `user`, `group`, `source`, `network`, `target`, `client`, `bytes_up`, `bytes_down`, `queue_ms`,
-//! `open_ms`, `first_byte_ms`, `total_ms`, `outcome` (`ok`, or why there was no stream) and `end` (`whole`,
-//! `abandoned` by the user's side, or `reset` by the target's). What is not known is absent.
+//! `open_ms` (of which the client says it resolved and connected for `connect_ms`), `first_byte_ms`, `total_ms`,
+//! `outcome` (`ok`, or why there was no stream) and `end` (`whole`, `abandoned` by the user's side, or `reset` by the
+//! target's). What is not known is absent.
 //!
 //! Nothing in it is text as a user sent it: targets are in their canonical form and users are accounts.
 //!
