@@ -20,7 +20,7 @@ const MAX_FIELD: usize = 512;
 pub(crate) struct AccessLine {
     client: Arc<str>,
     stream: StreamRef,
-    /// Front, user, group, target.
+    /// Front, user, group, source, target.
     words: Box<str>,
     network: &'static str,
     begun: Instant,
@@ -38,6 +38,10 @@ impl AccessLine {
         for word in [open.front.as_str(), &open.user, group] {
             let _ = writeln!(words, "{}", Escaped(word));
         }
+        let _ = match open.source {
+            Some(source) => writeln!(words, "{source}"),
+            None => writeln!(words),
+        };
         let _ = match &open.host {
             HostRef::Name(name) => write!(words, "{}:{}", Escaped(name), open.port),
             HostRef::Ip(ip) => write!(words, "{}", std::net::SocketAddr::new(ip.to_canonical(), open.port)),
@@ -75,13 +79,14 @@ impl AccessLine {
     fn write(&self, passed: &Passed, outcome: &'static str, end: Option<&'static str>, reason: Option<&str>) {
         let mut words = self.words.split('\n').map(|word| (!word.is_empty()).then_some(word));
         let mut word = || words.next().flatten();
-        let (front, user, group, target) = (word(), word(), word(), word());
+        let (front, user, group, source, target) = (word(), word(), word(), word(), word());
         tracing::info!(
             target: "access",
             stream = %self.stream,
             front,
             user,
             group,
+            source,
             network = self.network,
             target,
             client = &*self.client,
@@ -136,7 +141,7 @@ mod tests {
         let evil = format!("alice\r\n\x1b[2J\u{202e}\0{}", "x".repeat(1 << 20));
         let open = Open { user: evil.clone(), ..Open::tcp(HostRef::Name(evil), 22) };
         let line = AccessLine::of("c".into(), StreamRef { session: 1, number: 2 }, &open);
-        assert_eq!(line.words.split('\n').count(), 4, "{}", line.words);
+        assert_eq!(line.words.split('\n').count(), 5, "{}", line.words);
         assert!(line.words.len() < 2048);
         assert!(!line.words.contains(['\r', '\x1b', '\0', '\u{202e}']));
         assert!(line.words.ends_with(":22"));

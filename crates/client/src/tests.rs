@@ -433,9 +433,15 @@ async fn every_open_is_one_line_with_the_name_that_the_gateway_knows_it_by() {
     keep_log();
     let (target, listener) = target().await;
     let world = World::new(|config| config.rules = forbidden(&["*.printers.test"])).await;
-    let open =
-        Open { user: "alice".into(), groups: vec!["blue".into()], front: "socks5".into(), ..tcp(target) };
-    let (mut stream, _) = world.open(open).await.unwrap();
+    let open = Open {
+        user: "alice".into(),
+        groups: vec!["blue".into()],
+        front: "socks5".into(),
+        source: Some("192.0.2.7:4000".parse().unwrap()),
+        ..tcp(target)
+    };
+    let (mut stream, ok) = world.open(open).await.unwrap();
+    assert!(ok.took_us.is_some(), "the gateway is told how long it took");
     let name_there = stream.stream_ref().to_string();
     let (mut socket, _) = listener.accept().await.unwrap();
     stream.write_all(b"up").await.unwrap();
@@ -456,6 +462,7 @@ async fn every_open_is_one_line_with_the_name_that_the_gateway_knows_it_by() {
         "front=\"socks5\"",
         "user=\"alice\"",
         "group=\"blue\"",
+        "source=\"192.0.2.7:4000\"",
         "network=\"tcp\"",
         &format!("target=\"{target}\""),
         "client=\"printer-room\"",

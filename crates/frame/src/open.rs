@@ -18,6 +18,7 @@ const RULES: u8 = 0x08;
 const TRACEPARENT: u8 = 0x09;
 const DEADLINE: u8 = 0x0a;
 const WINDOW: u8 = 0x0b;
+const SOURCE: u8 = 0x0c;
 
 // Tags of the answers, beside the window's.
 const ADDRESS: u8 = 0x01;
@@ -41,6 +42,8 @@ pub struct Open {
     pub groups: Vec<String>,
     /// The front the user came in by, for the client's log; at most [`MAX_FRONT`] bytes.
     pub front: String,
+    /// The address the user came from, as the gateway saw it, for the client's log.
+    pub source: Option<SocketAddr>,
     /// The version of the gateway's rules that judged this open; 0 for no rules. A client that lacks that version
     /// refuses.
     pub rules: u32,
@@ -63,6 +66,7 @@ impl Open {
             user: String::new(),
             groups: Vec::new(),
             front: String::new(),
+            source: None,
             rules: 0,
             traceparent: None,
             deadline_ms: 0,
@@ -95,7 +99,7 @@ impl Open {
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
         let (mut network, mut host, mut port) = (None, None, None);
         let (mut user, mut front, mut rules, mut traceparent) = (None, None, None, None);
-        let (mut deadline_ms, mut window) = (None, None);
+        let (mut deadline_ms, mut window, mut source) = (None, None, None);
         let mut groups = Vec::new();
         for field in Fields::new(kind::OPEN, payload) {
             let field = field?;
@@ -112,6 +116,7 @@ impl Open {
                 TRACEPARENT => field.fill(&mut traceparent, field.text(MAX_TRACEPARENT)?)?,
                 DEADLINE => field.fill(&mut deadline_ms, u32::from_be_bytes(field.array()?))?,
                 WINDOW => field.fill(&mut window, field.window()?)?,
+                SOURCE => field.fill(&mut source, field.socket_address()?)?,
                 _ => {}
             }
         }
@@ -122,6 +127,7 @@ impl Open {
             user: user.unwrap_or_default(),
             groups,
             front: front.unwrap_or_default(),
+            source,
             rules: rules.unwrap_or_default(),
             traceparent: traceparent.filter(|context| !context.is_empty()),
             deadline_ms: deadline_ms.unwrap_or_default(),
@@ -160,6 +166,9 @@ impl Open {
         }
         if let Some(window) = self.window {
             out.field(WINDOW, &window.to_be_bytes());
+        }
+        if let Some(source) = self.source {
+            out.socket_address(SOURCE, source);
         }
     }
 }

@@ -83,9 +83,10 @@ fn open_as_written() {
     open.traceparent = Some("00-1".into());
     open.deadline_ms = 10_000;
     open.window = Some(16_384);
+    open.source = Some("192.0.2.7:4000".parse().unwrap());
     assert_written(
         ToClient::Open(StreamId::FIRST, Box::new(open)),
-        "01 00003e 00000001
+        "01 000047 00000001
          01 0001 00
          02 0002 6462
          04 0002 1538
@@ -96,7 +97,8 @@ fn open_as_written() {
          08 0004 00000002
          09 0004 30302d31
          0a 0004 00002710
-         0b 0004 00004000",
+         0b 0004 00004000
+         0c 0006 c0000207 0fa0",
     );
     let open = Open::udp(0x2a, HostRef::Ip("192.0.2.1".parse().unwrap()), 53);
     assert_written(
@@ -269,6 +271,8 @@ fn fields_that_mean_nothing_have_a_name_each() {
         (0x05, &[0xc0, 0x80]),
         (0x0b, &[0, 0, 0x3f, 0xff]),
         (0x0b, &[0x80, 0, 0, 0]),
+        (0x0c, &[127, 0, 0, 1]),
+        (0x0c, &[0]),
     ] {
         assert_eq!(of(&[&field(tag, value)]), DecodeError::FieldInvalid { kind: 1, tag }, "{value:?}");
     }

@@ -285,6 +285,7 @@ fn open(dial: &Dial, limit: Duration) -> Open {
         user: dial.identity.user().unwrap_or_default().to_owned(),
         groups: dial.identity.groups().map(str::to_owned).collect(),
         front: dial.front.as_str().to_owned(),
+        source: Some(dial.source),
         rules: dial.rules.map_or(0, RulesVersion::get),
         traceparent: dial.extensions.get::<TraceParent>().map(TraceParent::to_string),
         deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),

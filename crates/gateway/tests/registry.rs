@@ -46,12 +46,13 @@ async fn a_dial_becomes_a_stream_at_the_client_and_the_journal_knows_it() {
     let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
     dial.extensions.insert(trace.clone());
     dial.rules = RulesVersion::new(7);
-    let journal = dial.journal.clone();
+    let (journal, source) = (dial.journal.clone(), dial.source);
     let dialing = tokio::spawn(house.serving("blue")[0].dial(dial));
     let request = next_open(&mut peer).await;
     assert_eq!(request.open().user, "alice");
     assert_eq!(request.open().groups, ["blue"]);
     assert_eq!(request.open().front, "http");
+    assert_eq!(request.open().source, Some(source));
     assert_eq!(request.open().rules, 7);
     assert_eq!(request.open().traceparent.as_deref(), Some(trace.as_str()));
     assert_eq!(house.serving("blue")[0].load().streams, 1, "it counts before it is answered");
