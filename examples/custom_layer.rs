@@ -17,7 +17,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
-use anyproxy_core::{BoxError, Dial, Outcome};
+use anyproxy_core::{BoxError, Dial, Outcome, Refusal};
 use anyproxy_front::Listener;
 use anyproxy_http::HttpProxy;
 use pin_project_lite::pin_project;
@@ -122,7 +122,8 @@ where
     }
 }
 
-/// The refusal. `source` points to its meaning, from which every front makes an answer: here a 403.
+/// The refusal. `source` points to its meaning, from which every front makes an answer: here a 403. The layer's name
+/// beside it is how a metric counts it.
 #[derive(Debug)]
 struct Closed;
 
@@ -134,6 +135,6 @@ impl fmt::Display for Closed {
 
 impl Error for Closed {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&Outcome::Denied)
+        Some(const { &Refusal::new("office_hours", Outcome::Denied) })
     }
 }

@@ -8,7 +8,8 @@
 //! - [`Dial`] → a stream: `Service<Dial, Response = impl ByteStream>`, in short a [`DialService`];
 //! - [`Target`], [`Host`]: where to, names and addresses in one canonical form;
 //! - [`Identity`], [`Credentials`], [`Secret`]: who asks; [`SourcePrefix`]: from where, as limits count it;
-//! - [`Outcome`]: what became of it, the last link of every error's `source()` chain;
+//! - [`Outcome`]: what became of it, the last link of every error's `source()` chain; [`Refusal`]: which layer said
+//!   so, the link before;
 //! - [`Guarded`], [`Metered`]: the two wrappers a stream needs, since the response of a dial is *alive* and what it
 //!   holds must leave with its last byte;
 //! - [`Datagrams`]: a udp dial's packets on its stream;
@@ -63,6 +64,7 @@ mod identity;
 mod journal;
 mod login;
 mod outcome;
+mod refusal;
 mod rules;
 mod seam;
 mod service;
@@ -80,6 +82,7 @@ pub use identity::{Account, DEFAULT_GROUP, Identity};
 pub use journal::{Journal, StreamRef};
 pub use login::{Front, Login};
 pub use outcome::Outcome;
+pub use refusal::Refusal;
 pub use rules::RulesVersion;
 pub use seam::{BoxDial, BoxFuture, BoxGateway, BoxStream};
 pub use service::{DialService, GatewayStack, Verifier};

@@ -3,7 +3,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use anyproxy_core::{Host, Outcome, RulesVersion, Target};
+use anyproxy_core::{Host, Outcome, Refusal, RulesVersion, Target};
 use ipnet::IpNet;
 
 use crate::rules::Decision;
@@ -299,6 +299,6 @@ impl fmt::Display for Denied {
 
 impl Error for Denied {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&Outcome::Denied)
+        Some(const { &Refusal::new("acl", Outcome::Denied) })
     }
 }

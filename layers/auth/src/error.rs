@@ -2,7 +2,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use anyproxy_core::Outcome;
+use anyproxy_core::{Outcome, Refusal};
 
 /// A login that [`Verify`](crate::Verify) did not accept.
 ///
@@ -56,11 +56,12 @@ impl fmt::Display for Rejected {
 
 impl Error for Rejected {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        static BUSY: Outcome = Outcome::Overloaded { retry_after: Duration::from_secs(1) };
+        const LAYER: &str = "auth";
+        const BUSY: Outcome = Outcome::Overloaded { retry_after: Duration::from_secs(1) };
         Some(match self.0 {
-            Reason::Missing | Reason::Wrong => &Outcome::LoginRequired,
-            Reason::Busy => &BUSY,
-            Reason::Interrupted => &Outcome::Internal,
+            Reason::Missing | Reason::Wrong => const { &Refusal::new(LAYER, Outcome::LoginRequired) },
+            Reason::Busy => const { &Refusal::new(LAYER, BUSY) },
+            Reason::Interrupted => const { &Refusal::new(LAYER, Outcome::Internal) },
         })
     }
 }

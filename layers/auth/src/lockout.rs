@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, Login, Outcome, SourcePrefix};
+use anyproxy_core::{BoxError, Login, Outcome, Refusal, SourcePrefix};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -144,8 +144,8 @@ where
     fn call(&mut self, login: Login) -> Self::Future {
         let source = SourcePrefix::from(login.source);
         if let Some(rest) = self.table.lock().locked(Instant::now(), source) {
-            let outcome = Outcome::LockedOut { retry_after: rest };
-            return LockoutFuture { state: State::Refused { error: Some(LockedOut { outcome }) } };
+            let refusal = Refusal::new("lockout", Outcome::LockedOut { retry_after: rest });
+            return LockoutFuture { state: State::Refused { error: Some(LockedOut { refusal }) } };
         }
         let presented = login.credentials.is_some();
         let attempt = presented.then(|| Attempt { table: self.table.clone(), source, counts: true });
@@ -216,7 +216,7 @@ impl Drop for Attempt {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LockedOut {
-    outcome: Outcome,
+    refusal: Refusal,
 }
 
 impl fmt::Display for LockedOut {
@@ -227,7 +227,7 @@ impl fmt::Display for LockedOut {
 
 impl Error for LockedOut {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.outcome)
+        Some(&self.refusal)
     }
 }
 

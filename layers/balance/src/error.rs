@@ -1,7 +1,7 @@
 use std::error::Error;
 use std::fmt;
 
-use anyproxy_core::Outcome;
+use anyproxy_core::{Outcome, Refusal};
 
 /// Nobody serves the group of this dial now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,6 @@ impl fmt::Display for NoClient {
 
 impl Error for NoClient {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&Outcome::NoClient)
+        Some(const { &Refusal::new("balance", Outcome::NoClient) })
     }
 }

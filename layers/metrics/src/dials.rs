@@ -61,6 +61,7 @@ where
             }
             Err(error) => {
                 this.pending.decide(Verdict::Refused(Outcome::of(&*error)));
+                this.pending.figures.refusals.count(&*error);
                 Err(error)
             }
         })

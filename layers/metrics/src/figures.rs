@@ -8,6 +8,8 @@ use metrics::{
     histogram,
 };
 
+use crate::refusals::Refusals;
+
 /// Every outcome a dial or a login can have, as labels; the last is for those that later versions add.
 const OUTCOMES: [&str; 17] = [
     "ok",
@@ -41,6 +43,7 @@ pub fn describe() {
         "Bytes carried, up towards targets, down towards users"
     );
     describe_counter!("anyproxy_logins_total", "Logins by front and outcome");
+    describe_counter!("anyproxy_refusals_total", "Dials and logins that a layer refused, by outcome");
 }
 
 /// All handles.
@@ -49,6 +52,7 @@ pub(crate) struct Figures {
     /// A handful of fronts at most: a program's fronts are part of the program.
     fronts: RwLock<Vec<Arc<FrontFigures>>>,
     phases: Arc<Phases>,
+    refusals: Arc<Refusals>,
 }
 
 #[derive(Debug)]
@@ -72,6 +76,7 @@ impl Figures {
                 total: phase("total"),
                 first_byte: phase("first_byte"),
             }),
+            refusals: Arc::default(),
         }
     }
 
@@ -85,7 +90,7 @@ impl Figures {
         if let Some(figures) = known(&fronts) {
             return figures;
         }
-        let figures = Arc::new(FrontFigures::new(front, self.phases.clone()));
+        let figures = Arc::new(FrontFigures::new(front, self.phases.clone(), self.refusals.clone()));
         fronts.push(figures.clone());
         figures
     }
@@ -105,10 +110,11 @@ pub(crate) struct FrontFigures {
     pub(crate) up: Counter,
     pub(crate) down: Counter,
     pub(crate) phases: Arc<Phases>,
+    pub(crate) refusals: Arc<Refusals>,
 }
 
 impl FrontFigures {
-    fn new(front: Front, phases: Arc<Phases>) -> Self {
+    fn new(front: Front, phases: Arc<Phases>, refusals: Arc<Refusals>) -> Self {
         let name = front.as_str();
         let dials = |network: &'static str| {
             OUTCOMES.map(|outcome| {
@@ -131,6 +137,7 @@ impl FrontFigures {
             up: bytes("up"),
             down: bytes("down"),
             phases,
+            refusals,
         }
     }
 

@@ -27,17 +27,22 @@
 //! | `anyproxy_dial_seconds` | histogram | `phase`: `queue`, `open`, `connect`, `total`, `first_byte` |
 //! | `anyproxy_bytes_total` | counter | `front`, `direction`: `up`, `down` |
 //! | `anyproxy_logins_total` | counter | `front`, `outcome` |
+//! | `anyproxy_refusals_total` | counter | `layer`, `outcome` |
 //!
 //! Of the phases, `open` is from asking a client to its answer, and `connect` the part of it that the client says it
 //! resolved and connected; what lies between them is the tunnel. `total` is from the front's wish to the verdict.
 //!
-//! Labels come from closed sets: a front's name is part of the program, and no host, user or error text is ever
-//! one. Handles are taken when a front is first seen and kept, so nothing is looked up by name afterwards; a byte
+//! A refusal is counted for the layer whose error names it ([`Refusal`](anyproxy_core::Refusal)), dials and logins
+//! alike; what the client or the target refused is in `anyproxy_dials_total` alone.
+//!
+//! Labels come from closed sets: names of fronts and layers are part of the program, and no host, user or error text
+//! is ever one. Handles are taken when a front is first seen and kept, so nothing is looked up by name afterwards; a byte
 //! costs one relaxed addition per read or write.
 
 mod dials;
 mod figures;
 mod logins;
+mod refusals;
 
 use std::sync::Arc;
 

@@ -53,6 +53,9 @@ where
             Ok(_) => Verdict::Ok,
             Err(error) => Verdict::Refused(Outcome::of(&**error)),
         });
+        if let Err(error) = &answer {
+            this.pending.figures.refusals.count(&**error);
+        }
         Poll::Ready(answer)
     }
 }

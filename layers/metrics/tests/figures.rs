@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use anyproxy_core::{Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Target};
+use anyproxy_core::{Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Refusal, Target};
 use anyproxy_metrics::MetricsLayer;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex};
@@ -86,6 +86,23 @@ async fn a_refusal_and_a_cancelled_dial_are_counted_apart() {
     assert!(futures_poll(&mut waiting).await.is_none());
     drop(waiting);
     assert_line(&handle, r#"anyproxy_dials_total{front="http",network="tcp",outcome="cancelled"} 1"#);
+}
+
+#[tokio::test]
+async fn refusals_are_counted_by_the_layer_that_their_error_names() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let (layer, handle) = (MetricsLayer::new(), recorder.handle());
+    let says = |error: fn() -> io::Error| {
+        layer.layer(service_fn(move |_: Dial| async move { Err::<Stream, _>(error()) }))
+    };
+    let office = says(|| io::Error::other(Refusal::new("office_hours", Outcome::Denied)));
+    for _ in 0..2 {
+        office.dial(dial()).await.unwrap_err();
+    }
+    says(|| io::ErrorKind::ConnectionRefused.into()).dial(dial()).await.unwrap_err();
+    assert_line(&handle, r#"anyproxy_refusals_total{layer="office_hours",outcome="denied"} 2"#);
+    assert_eq!(handle.render().matches("\nanyproxy_refusals_total{").count(), 1, "the target is no layer");
 }
 
 #[tokio::test]

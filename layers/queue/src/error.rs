@@ -2,8 +2,10 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use anyproxy_core::Outcome;
+use anyproxy_core::{Outcome, Refusal};
 
+/// Of both refusals: one layer's limits.
+const LAYER: &str = "queue";
 /// When another try makes sense: seats come free all the time, and a crowd that comes back later than this would
 /// leave them empty.
 const SOON: Duration = Duration::from_secs(1);
@@ -29,8 +31,7 @@ impl fmt::Display for Overloaded {
 
 impl Error for Overloaded {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        const OUTCOME: Outcome = Outcome::Overloaded { retry_after: SOON };
-        Some(&OUTCOME)
+        Some(const { &Refusal::new(LAYER, Outcome::Overloaded { retry_after: SOON }) })
     }
 }
 
@@ -47,7 +48,6 @@ impl fmt::Display for TooManyConnections {
 
 impl Error for TooManyConnections {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        const OUTCOME: Outcome = Outcome::Limited { retry_after: SOON };
-        Some(&OUTCOME)
+        Some(const { &Refusal::new(LAYER, Outcome::Limited { retry_after: SOON }) })
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, Dial, Outcome};
+use anyproxy_core::{BoxError, Dial, Outcome, Refusal};
 use arc_swap::ArcSwapOption;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
@@ -190,7 +190,7 @@ where
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limited {
-    outcome: Outcome,
+    refusal: Refusal,
 }
 
 impl fmt::Display for Limited {
@@ -201,7 +201,7 @@ impl fmt::Display for Limited {
 
 impl Error for Limited {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.outcome)
+        Some(&self.refusal)
     }
 }
 
@@ -238,7 +238,7 @@ impl Limiter {
         let key = self.quota.key.of(dial, &self.hasher);
         self.gcra.check_key(&key).map_err(|not_until| {
             let retry_after: Duration = not_until.wait_time_from(self.states.now());
-            Limited { outcome: Outcome::Limited { retry_after } }
+            Limited { refusal: Refusal::new("rate_limit", Outcome::Limited { retry_after }) }
         })
     }
 }
