@@ -4,11 +4,18 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyproxy_tests::{HttpTarget, Options, Program, Result, Stage, free_port, run, tool, until};
+use anyproxy_tests::{HttpTarget, Options, Program, Result, Stage, USER, free_port, run, tool, until};
 
 /// A stage whose gateway and client tell how they are.
 fn watched() -> Result<Stage> {
-    Stage::with(&Options { top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(), ..Options::default() })
+    watched_with("")
+}
+
+fn watched_with(keys: &str) -> Result<Stage> {
+    Stage::with(&Options {
+        top: format!("admin: {{ listen_addr: '127.0.0.1:0'{keys} }}"),
+        ..Options::default()
+    })
 }
 
 /// The body of an admin page, and its status.
@@ -36,8 +43,11 @@ async fn used(stage: &Stage, target: &HttpTarget) -> Result {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promtool_finds_nothing_wrong_with_the_metrics_of_either_end() -> Result {
-    let (stage, target) = (watched()?, HttpTarget::start().await?);
+    let (stage, target) = (watched_with(", user_labels: 1")?, HttpTarget::start().await?);
     used(&stage, &target).await?;
+    let gateway = page(stage.gateway.listening("admin")?, "/metrics").await?.1;
+    let dials = format!("\nanyproxy_user_dials_total{{user=\"{USER}\",verdict=\"ok\"}} 3\n");
+    assert!(gateway.contains(&dials), "{gateway}");
     for end in [&stage.gateway, &stage.client] {
         let (status, metrics) = page(end.listening("admin")?, "/metrics").await?;
         assert_eq!(status, "200");

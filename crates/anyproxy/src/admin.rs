@@ -95,6 +95,7 @@ impl Recorder {
 pub(crate) struct Bound {
     listener: Listener,
     recorder: Recorder,
+    user_labels: u16,
 }
 
 impl Bound {
@@ -109,12 +110,18 @@ impl Bound {
         };
         let listener = listen::bind("admin", &address.value)?.with_max_connections(MAX_CONNECTIONS);
         listen::announce("admin", &listener);
-        Ok(Some(Self { listener, recorder: Recorder::install(logging.dropped_lines())? }))
+        let recorder = Recorder::install(logging.dropped_lines())?;
+        Ok(Some(Self { listener, recorder, user_labels: admin.user_labels.unwrap_or_default() }))
+    }
+
+    /// How many users the metrics tell apart.
+    pub(crate) fn user_labels(&self) -> usize {
+        self.user_labels.into()
     }
 
     /// Serves until `stop`.
     pub(crate) async fn serve(self, probe: Arc<dyn Probe>, stop: CancellationToken) {
-        let Self { listener, recorder } = self;
+        let Self { listener, recorder, .. } = self;
         let upkeep = recorder.clone();
         let upkeep = upkeep.keep_up(&stop);
         let connections = listener.serve(stop.clone(), {

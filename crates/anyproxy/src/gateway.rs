@@ -86,7 +86,8 @@ impl Bound {
     /// streams finish until they have or their time is over.
     pub(crate) async fn serve(self, stop: CancellationToken) -> Result<(), Failure> {
         let Self { settings, clients_listener, fronts, admin, open_files } = self;
-        let metrics = MetricsLayer::new();
+        let metrics =
+            MetricsLayer::new().with_user_labels(admin.as_ref().map_or(0, admin::Bound::user_labels));
         let hashing = HashPool::default();
         let clients = Clients::new(settings.open_timeout);
         if settings.policy.has_ranges() {

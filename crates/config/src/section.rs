@@ -364,5 +364,7 @@ sections! {
     Admin {
         /// Where `/metrics`, `/healthz` and `/readyz` are served. Required.
         listen_addr: Spanned<ListenAddr>,
+        /// How many users a gateway's metrics tell apart by name; those beyond share `other`. Default: 0, nobody.
+        user_labels: u16,
     }
 }

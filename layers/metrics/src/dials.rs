@@ -9,6 +9,7 @@ use tower_service::Service;
 
 use crate::Metrics;
 use crate::figures::{FrontFigures, Verdict};
+use crate::users::UserFigures;
 
 impl<S> Service<Dial> for Metrics<S>
 where
@@ -26,6 +27,7 @@ where
     fn call(&mut self, dial: Dial) -> Self::Future {
         let pending = Pending {
             figures: self.figures.of(dial.front),
+            user: self.users.as_ref().map(|users| users.of(&dial.identity)),
             network: dial.network,
             journal: dial.journal.clone(),
             decided: false,
@@ -72,6 +74,8 @@ where
 #[derive(Debug)]
 struct Pending {
     figures: Arc<FrontFigures>,
+    /// Where users are told apart.
+    user: Option<Arc<UserFigures>>,
     network: Network,
     journal: Journal,
     decided: bool,
@@ -81,6 +85,9 @@ impl Pending {
     fn decide(&mut self, verdict: Verdict) {
         self.decided = true;
         self.figures.dials(self.network, verdict).increment(1);
+        if let Some(user) = &self.user {
+            user.dials(verdict).increment(1);
+        }
         let phases = &self.figures.phases;
         phases.total.record(self.journal.started().elapsed());
         phases.queue.record(self.journal.queued());
@@ -107,6 +114,7 @@ impl Drop for Pending {
 #[derive(Debug)]
 pub struct StreamMeter {
     figures: Arc<FrontFigures>,
+    user: Option<Arc<UserFigures>>,
     /// Until the first byte came.
     waiting: Option<Journal>,
 }
@@ -114,13 +122,19 @@ pub struct StreamMeter {
 impl StreamMeter {
     fn new(dial: &Pending) -> Self {
         dial.figures.open.increment(1);
-        Self { figures: dial.figures.clone(), waiting: Some(dial.journal.clone()) }
+        if let Some(user) = &dial.user {
+            user.open.increment(1);
+        }
+        Self { figures: dial.figures.clone(), user: dial.user.clone(), waiting: Some(dial.journal.clone()) }
     }
 }
 
 impl Meter for StreamMeter {
     fn read(&mut self, bytes: usize) {
         self.figures.down.increment(bytes as u64);
+        if let Some(user) = &self.user {
+            user.down.increment(bytes as u64);
+        }
         if bytes > 0
             && let Some(journal) = self.waiting.take()
         {
@@ -130,10 +144,16 @@ impl Meter for StreamMeter {
 
     fn written(&mut self, bytes: usize) {
         self.figures.up.increment(bytes as u64);
+        if let Some(user) = &self.user {
+            user.up.increment(bytes as u64);
+        }
     }
 
     fn ended(&mut self, ending: Ending) {
         self.figures.ended(ending).increment(1);
         self.figures.open.decrement(1);
+        if let Some(user) = &self.user {
+            user.open.decrement(1);
+        }
     }
 }

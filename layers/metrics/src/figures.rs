@@ -43,6 +43,12 @@ pub fn describe() {
         "Bytes carried, up towards targets, down towards users"
     );
     describe_counter!("anyproxy_logins_total", "Logins by front and outcome");
+    describe_counter!(
+        "anyproxy_user_dials_total",
+        "Dials by user and verdict, of as many users as are told apart"
+    );
+    describe_gauge!("anyproxy_user_streams_open", "Streams that live now, by user");
+    describe_counter!("anyproxy_user_bytes_total", Unit::Bytes, "Bytes carried, by user and direction");
     describe_counter!("anyproxy_refusals_total", "Dials and logins that a layer refused, by outcome");
 }
 

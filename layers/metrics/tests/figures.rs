@@ -5,10 +5,12 @@
 use std::io;
 use std::time::Duration;
 
-use anyproxy_core::{Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Refusal, Target};
+use anyproxy_core::{
+    Account, Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Refusal, Target,
+};
 use anyproxy_metrics::MetricsLayer;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex, empty, join, sink};
 use tower::{Layer as _, service_fn};
 
 type Stream = BufReader<DuplexStream>;
@@ -86,6 +88,38 @@ async fn a_refusal_and_a_cancelled_dial_are_counted_apart() {
     assert!(futures_poll(&mut waiting).await.is_none());
     drop(waiting);
     assert_line(&handle, r#"anyproxy_dials_total{front="http",network="tcp",outcome="cancelled"} 1"#);
+}
+
+#[tokio::test]
+async fn o3_users_are_told_apart_up_to_a_number_and_only_if_asked_for() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let handle = recorder.handle();
+    let crowd = async |layer: MetricsLayer| {
+        let dials = layer.layer(service_fn(|_: Dial| async { Ok::<_, io::Error>(join(empty(), sink())) }));
+        for user in 0..1_000 {
+            let identity = Account::new(format!("user-{user}"), ["blue"]).into();
+            let mut stream = dials.dial(Dial { identity, ..dial() }).await.unwrap();
+            stream.write_all(b"up").await.unwrap();
+        }
+    };
+    crowd(MetricsLayer::new()).await;
+    let series = || handle.render().lines().filter(|line| line.starts_with("anyproxy_")).count();
+    let without = series();
+    crowd(MetricsLayer::new().with_user_labels(0)).await;
+    assert_eq!(series(), without);
+    assert!(!handle.render().contains("user"));
+
+    crowd(MetricsLayer::new().with_user_labels(2)).await;
+    assert_eq!(series(), without + 3 * 6);
+    for (user, dials) in [("user-0", 1), ("user-1", 1), ("other", 998)] {
+        assert_line(&handle, &format!(r#"anyproxy_user_dials_total{{user="{user}",verdict="ok"}} {dials}"#));
+        assert_line(
+            &handle,
+            &format!(r#"anyproxy_user_bytes_total{{user="{user}",direction="up"}} {}"#, 2 * dials),
+        );
+        assert_line(&handle, &format!(r#"anyproxy_user_streams_open{{user="{user}"}} 0"#));
+    }
 }
 
 #[tokio::test]
