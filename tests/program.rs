@@ -291,6 +291,43 @@ async fn p7_secrets_that_are_none_stop_the_start() -> Result {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn accounts_that_no_tunnel_can_carry_are_refused_with_their_place() -> Result {
+    let many: String = (0..17).map(|number| format!("g{number}, ")).collect();
+    let (long, longer) = ("x".repeat(129), "x".repeat(256));
+    let front = |rest: &str| format!("proxy:\n  http:\n    listen_addr: '127.0.0.1:0'\n{rest}\n{GATEWAY}");
+    let account = "username: alice, password: secret";
+    let user = |user: &str| {
+        front(&format!("    users:\n      - {{ username: bob, password: b }}\n      - {{ {user} }}"))
+    };
+    let client = |client: &str| format!("{GATEWAY}  clients:\n    - {{ {client} }}\n");
+    for (text, said) in [
+        (user(&format!("{account}, groups: [{many}]")), ":6:9: user \"alice\": 17 groups"),
+        (user(&format!("{account}, group: {long}")), ":6:9: user \"alice\": group \"xxx"),
+        (user(&format!("username: {longer}, password: a")), ":6:9: user \"xxx"),
+        (user("username: bob, password: a"), ":6:9: user \"bob\": the name is used twice"),
+        (front(&format!("    group: {long}")), ":3:5: group \"xxx"),
+        (front("    users_file: users.htpasswd"), "users.htpasswd: line 2: a user name has"),
+        (client(&format!("{account}, groups: [{long}]")), ": group \"xxx"),
+        (
+            client(&format!("username: {}, password: a, open_ports: ['2222']", &longer[5..])),
+            ": an account with open_ports",
+        ),
+    ] {
+        let dir = folder(&text).await?;
+        let hash = "$2y$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW";
+        std::fs::write(dir.path().join("users.htpasswd"), format!("bob:{hash}\n{longer}:{hash}\n"))?;
+        let output = on_file(dir.path(), "check", &[]).await?;
+        assert_eq!(output.code, 1, "{text}: {output:?}");
+        assert!(output.err.contains(said), "{said} is not in {output:?}");
+        assert_eq!(output.err.lines().count(), 1, "{output:?}");
+    }
+    let text = user(&format!("{account}, groups: [{}]", many.replace("g16, ", "")));
+    let output = on_file(folder(&text).await?.path(), "check", &[]).await?;
+    assert_eq!(output.code, 0, "sixteen groups are carried: {output:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn r8_what_stops_a_start_is_said_in_one_line() -> Result {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let taken = taken.local_addr()?.to_string();

@@ -13,8 +13,18 @@ pub struct Account {
 }
 
 impl Account {
+    /// The longest name of a user, in bytes: what RFC 1929 and the tunnel can carry.
+    pub const MAX_USER: usize = 255;
+    /// The longest name of a group, in bytes: what the tunnel can carry.
+    pub const MAX_GROUP: usize = 128;
+    /// The most groups of a user that the tunnel can carry.
+    pub const MAX_GROUPS: usize = 16;
+
     /// An account of `user`, who belongs to `groups`; the first is the one they reach where nothing else decides.
     /// Without groups they belong to [`DEFAULT_GROUP`].
+    ///
+    /// Whoever keeps accounts refuses those beyond the limits above: names and groups travel with every dial, none of
+    /// them is cut short, and so the dials of such a user would all fail.
     pub fn new<G: Into<Arc<str>>>(user: impl Into<Arc<str>>, groups: impl IntoIterator<Item = G>) -> Self {
         Self::build(Some(user.into()), groups.into_iter().map(Into::into).collect())
     }

@@ -5,9 +5,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyproxy_core::{
-    BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Load, Network, RulesVersion, TraceParent,
+    Account, BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Load, Network, RulesVersion, TraceParent,
 };
-use anyproxy_tunnel::frame::{HostRef, Open, OpenOk};
+use anyproxy_tunnel::frame::{HostRef, MAX_GROUP, MAX_GROUPS, MAX_USER, Open, OpenOk};
 use anyproxy_tunnel::{OpenError, Stream, Tunnel};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,11 @@ use crate::account::ClientAccount;
 use crate::error::NotServed;
 use crate::pins::Pin;
 use crate::registry::Common;
+
+// What accounts may be called is what fits the wire: a user who could log in and never dial would be a riddle.
+const _: () = assert!(
+    Account::MAX_USER == MAX_USER && Account::MAX_GROUP == MAX_GROUP && Account::MAX_GROUPS == MAX_GROUPS
+);
 
 /// One client: a dial service that opens streams on its tunnels.
 ///

@@ -9,8 +9,6 @@ use aws_lc_rs::hmac;
 
 use crate::{InvalidHash, PasswordHash, random_key};
 
-/// The longest name of a user or group, in bytes: what RFC 1929 can carry.
-const MAX_NAME: usize = 255;
 /// The longest password, in bytes. A longer one is wrong without a look at it, so that nobody makes the gateway
 /// digest a header full of it.
 pub(crate) const MAX_PASSWORD: usize = 1024;
@@ -32,8 +30,8 @@ pub struct User {
     pub username: String,
     /// What proves it: 1 to 1,024 bytes if plain.
     pub password: Password,
-    /// The groups whose networks the user may reach, the usual one first; none means
-    /// [`DEFAULT_GROUP`](anyproxy_core::DEFAULT_GROUP).
+    /// The groups whose networks the user may reach, the usual one first: at most 16, with names of 1 to 128 bytes
+    /// without control characters. None means [`DEFAULT_GROUP`](anyproxy_core::DEFAULT_GROUP).
     pub groups: Vec<String>,
 }
 
@@ -108,8 +106,11 @@ impl Accounts {
 
     fn add(&mut self, user: User) -> Result<(), Fault> {
         check_user_name(&user.username)?;
-        if let Some(group) = user.groups.iter().find(|group| !is_name(group)) {
+        if let Some(group) = user.groups.iter().find(|group| !is_name(group, Account::MAX_GROUP)) {
             return Err(Fault::Group(group.clone()));
+        }
+        if user.groups.len() > Account::MAX_GROUPS {
+            return Err(Fault::TooManyGroups(user.groups.len()));
         }
         let MapEntry::Vacant(place) = self.by_name.entry(user.username.as_str().into()) else {
             return Err(Fault::Duplicate);
@@ -172,11 +173,11 @@ impl fmt::Debug for Accounts {
 }
 
 pub(crate) fn check_user_name(name: &str) -> Result<(), Fault> {
-    if is_name(name) && !name.contains(':') { Ok(()) } else { Err(Fault::Name) }
+    if is_name(name, Account::MAX_USER) && !name.contains(':') { Ok(()) } else { Err(Fault::Name) }
 }
 
-fn is_name(name: &str) -> bool {
-    (1..=MAX_NAME).contains(&name.len()) && !name.chars().any(char::is_control)
+fn is_name(name: &str, most: usize) -> bool {
+    (1..=most).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 
 /// A user whom a list of accounts cannot hold.
@@ -195,8 +196,10 @@ pub enum Fault {
     Name,
     /// The name is taken.
     Duplicate,
-    /// A group's name is empty, longer than 255 bytes, or holds a control character.
+    /// A group's name is empty, longer than 128 bytes, or holds a control character.
     Group(String),
+    /// There are more than 16 groups: so many.
+    TooManyGroups(usize),
     /// The password is empty.
     EmptyPassword,
     /// The password is longer than 1,024 bytes.
@@ -234,7 +237,11 @@ impl fmt::Display for Fault {
             Self::Name => f.write_str("a user name has 1 to 255 bytes, no `:` and no control characters"),
             Self::Duplicate => f.write_str("the name is used twice"),
             Self::Group(group) => {
-                write!(f, "group {group:?}: a name has 1 to 255 bytes and no control characters")
+                let most = Account::MAX_GROUP;
+                write!(f, "group {group:?}: a name has 1 to {most} bytes and no control characters")
+            }
+            Self::TooManyGroups(groups) => {
+                write!(f, "{groups} groups: a user has at most {}", Account::MAX_GROUPS)
             }
             Self::EmptyPassword => f.write_str("the password is empty"),
             Self::LongPassword => f.write_str("the password is longer than 1,024 bytes"),
@@ -265,6 +272,11 @@ mod tests {
         }
         assert_eq!(fault([good().in_groups(["blue", ""])]), (0, Fault::Group(String::new())));
         assert_eq!(fault([good().in_groups(["a\nb"])]), (0, Fault::Group("a\nb".into())));
+        let (fits, long) = ("g".repeat(128), "g".repeat(129));
+        assert_eq!(fault([good().in_groups([fits.clone(), long.clone()])]), (0, Fault::Group(long)));
+        let groups = |count| (0..count).map(|number| format!("group-{number}"));
+        assert_eq!(fault([good().in_groups(groups(17))]), (0, Fault::TooManyGroups(17)));
+        assert!(Accounts::new([good().in_groups(groups(15).chain([fits]))]).is_ok());
     }
 
     #[test]

@@ -3,18 +3,24 @@
 use std::fs;
 
 use anyproxy_auth::{Accounts, PasswordHash, User, htpasswd};
-use anyproxy_config::{self as config, Spanned};
-use anyproxy_core::Secret;
+use anyproxy_config::{self as config, Place, Spanned};
+use anyproxy_core::{Account, Secret};
 
 use super::Source;
 use crate::failure::Failure;
 use crate::secrets::secret;
 
 /// The accounts of a front; `None` for a front that knows none.
-pub(super) fn of_front(source: &Source, front: &config::Front) -> Result<Option<Accounts>, Failure> {
-    let mut users = Vec::new();
+pub(super) fn of_front(
+    source: &Source,
+    section: &Spanned<config::Front>,
+) -> Result<Option<Accounts>, Failure> {
+    let front = &section.value;
+    check_group(source, section.defined, front.group.as_deref())?;
+    let mut users = Placed::default();
     let usual = front.group.iter().cloned();
     users.extend(
+        section.defined,
         single(
             source,
             front.auth_username.as_deref(),
@@ -24,17 +30,58 @@ pub(super) fn of_front(source: &Source, front: &config::Front) -> Result<Option<
         .map(|user| user.in_groups(usual.clone())),
     );
     for user in front.users.iter().flatten() {
-        users.push(one(source, user, front.group.as_deref())?);
+        users.extend(user.defined, Some(one(source, user, front.group.as_deref())?));
     }
     if let Some(path) = &front.users_file {
         let text = fs::read_to_string(&path.value).map_err(|error| Failure::of(&path.value, error))?;
         let listed = htpasswd(&text).map_err(|error| Failure::of(&path.value, error))?;
-        users.extend(listed.into_iter().map(|user| user.in_groups(usual.clone())));
+        users.extend(path.defined, listed.into_iter().map(|user| user.in_groups(usual.clone())));
     }
     if users.is_empty() && front.users.is_none() && front.users_file.is_none() {
         return Ok(None);
     }
-    Accounts::new(users).map(Some).map_err(|error| Failure::of(&source.name, error))
+    users.check(source).map(Some)
+}
+
+/// Users, and where each stands in the file.
+#[derive(Default)]
+pub(super) struct Placed {
+    users: Vec<User>,
+    places: Vec<Place>,
+}
+
+impl Placed {
+    /// Adds users who stand at `place`.
+    pub(super) fn extend(&mut self, place: impl Into<Place>, users: impl IntoIterator<Item = User>) {
+        self.users.extend(users);
+        self.places.resize(self.users.len(), place.into());
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.users.is_empty()
+    }
+
+    /// The accounts of them all, or the first who can have none.
+    pub(super) fn check(self, source: &Source) -> Result<Accounts, Failure> {
+        let Self { users, places } = self;
+        Accounts::new(users).map_err(|error| source.mistake(places[error.index()], error.to_string()))
+    }
+}
+
+/// Refuses a group whose name no tunnel carries.
+pub(super) fn check_group(
+    source: &Source,
+    place: impl Into<Place>,
+    group: Option<&str>,
+) -> Result<(), Failure> {
+    let most = Account::MAX_GROUP;
+    match group {
+        Some(group) if group.is_empty() || group.len() > most || group.chars().any(char::is_control) => {
+            let what = format!("group {group:?}: a name has 1 to {most} bytes and no control characters");
+            Err(source.mistake(place, what))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The pair `auth_username`, `auth_password`, if it is given.
@@ -80,7 +127,7 @@ pub(super) enum Proof {
 /// Exactly one of a password, a file with one, and a hash.
 pub(super) fn proof(
     source: &Source,
-    place: impl Into<config::Place>,
+    place: impl Into<Place>,
     password: Option<&config::Password>,
     file: Option<&str>,
     hash: Option<&config::Password>,

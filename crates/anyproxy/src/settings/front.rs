@@ -103,7 +103,7 @@ impl Front {
         let at = |what: String| source.mistake(section.defined, what);
         let listen_addr =
             front.listen_addr.as_ref().ok_or_else(|| at(format!("proxy.{name} needs a listen_addr")))?;
-        let accounts = accounts::of_front(source, front)?;
+        let accounts = accounts::of_front(source, section)?;
         let anonymous = front.allow_anonymous.unwrap_or(false);
         match &accounts {
             None if !anonymous && !listen_addr.value.is_loopback() => {
@@ -156,6 +156,7 @@ impl Front {
         let config::Sni { listen_addr, hosts, group, port, handshake_timeout } = &section.value;
         let at = |what: &str| source.mistake(section.defined, what);
         let listen_addr = listen_addr.as_ref().ok_or_else(|| at("proxy.sni needs a listen_addr"))?;
+        accounts::check_group(source, section.defined, group.as_deref())?;
         let hosts = hosts.as_deref().unwrap_or_default();
         if hosts.is_empty() {
             return Err(at("proxy.sni needs hosts: the server names it passes through"));

@@ -9,13 +9,14 @@ use std::time::Duration;
 use anyproxy_acl::Policy;
 use anyproxy_auth::{Accounts, User};
 use anyproxy_balance::{Settings, StickyBy, Strategy};
-use anyproxy_config::{self as config, ListenAddr};
+use anyproxy_config::{self as config, ListenAddr, Place};
+use anyproxy_core::Account;
 use anyproxy_front::RelayConfig;
 use anyproxy_gateway::ClientAccount;
 use anyproxy_rate_limit::{Bandwidth, Key, Quota};
 use rustls::ServerConfig;
 
-use super::accounts::Proof;
+use super::accounts::{Placed, Proof};
 use super::rules::Route;
 use super::{
     CONNECT_TIMEOUT, DRAIN_TIMEOUT, Front, HALF_CLOSED_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Source,
@@ -103,32 +104,41 @@ impl Gateway {
         source: &Source,
         section: &config::Gateway,
     ) -> Result<(Accounts, HashMap<String, Arc<ClientAccount>>), Failure> {
-        let mut users = Vec::new();
+        let mut users = Placed::default();
         let mut rights = HashMap::new();
         let username = section.auth_username.as_deref();
         let file = section.auth_password_file.as_deref();
         if let Some(user) = accounts::single(source, username, section.auth_password.as_ref(), file)? {
             let account = ClientAccount::new(user.username.as_str(), std::iter::empty::<&str>());
             rights.insert(user.username.clone(), Arc::new(account));
-            users.push(user);
+            users.extend(Place::default(), Some(user));
         }
         for spanned in section.clients.iter().flatten() {
             let client = &spanned.value;
             let Some(username) = &client.username else {
                 return Err(source.mistake(spanned.defined, "an account needs a username"));
             };
-            users.push(
-                match accounts::proof(
-                    source,
-                    spanned.defined,
-                    client.password.as_ref(),
-                    client.password_file.as_deref(),
-                    client.password_hash.as_ref(),
-                )? {
-                    Proof::Password(password) => User::plain(username, password),
-                    Proof::Hash(hash) => User::hashed(username, hash),
-                },
-            );
+            let proof = accounts::proof(
+                source,
+                spanned.defined,
+                client.password.as_ref(),
+                client.password_file.as_deref(),
+                client.password_hash.as_ref(),
+            )?;
+            let user = match proof {
+                Proof::Password(password) => User::plain(username, password),
+                Proof::Hash(hash) => User::hashed(username, hash),
+            };
+            users.extend(spanned.defined, Some(user));
+            for group in client.groups.iter().flatten() {
+                accounts::check_group(source, spanned.defined, Some(group))?;
+            }
+            // Who comes in by such a port is `port:` and this name to everybody.
+            let most = Account::MAX_USER - "port:".len();
+            if client.open_ports.is_some() && username.len() > most {
+                let what = format!("an account with open_ports has a name of at most {most} bytes");
+                return Err(source.mistake(spanned.defined, what));
+            }
             let groups = client.groups.iter().flatten().map(String::as_str);
             let ports = client.open_ports.iter().flatten().map(|ports| ports.0.clone());
             let account = ClientAccount::new(username.as_str(), groups).with_open_ports(ports);
@@ -139,8 +149,7 @@ impl Gateway {
                 "clients need an account: give gateway.auth_username and auth_password, or gateway.clients";
             return Err(Failure::of(&source.name, what));
         }
-        let accounts = Accounts::new(users).map_err(|error| Failure::of(&source.name, error))?;
-        Ok((accounts, rights))
+        Ok((users.check(source)?, rights))
     }
 }
 
