@@ -403,6 +403,35 @@ async fn the_lines_that_demo_prints_work_as_they_are() -> Result {
 // === Logs ===
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answered_request_ends_whole_at_both_ends_and_with_an_end_for_the_target() -> Result {
+    let stage = Stage::start()?;
+    // Kept for a request that never comes, until the user leaves; and one that no other can follow.
+    for head in ["Content-Length: 2", "Connection: close\r\nContent-Length: 2"] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\nok");
+        let target = tokio::spawn(async move {
+            let (mut user, _) = listener.accept().await?;
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(user.read_u8().await?);
+            }
+            user.write_all(answer.as_bytes()).await?;
+            // An end, or a reset, which is an error. What is ours ends only then.
+            user.read_to_end(&mut Vec::new()).await
+        });
+        let output = curl(&stage.http(), &[&format!("http://{address}/")]).await?;
+        assert_eq!(output.ok()?, "ok");
+        assert_eq!(target.await??, 0, "{head}");
+        let told = [("target", Value::from(address))];
+        for line in [stage.gateway.access(&told)?, stage.client.access(&told)?] {
+            assert_eq!(line["end"], "whole", "{head}: {line}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_ends_write_one_line_about_a_stream_under_the_same_name() -> Result {
     let (stage, target) = (Stage::start()?, Target::echo().await?);
     let address = Value::from(target.addr().to_string());

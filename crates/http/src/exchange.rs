@@ -274,17 +274,19 @@ where
         }
     }
 
-    /// The response is complete. If the request is too, the stream can be kept or ends whole; if not, its drop tells
-    /// the target that the rest will not come.
+    /// The response is complete. If the request is too, the stream is kept or ends whole; if not, its drop tells the
+    /// target that the rest will not come.
     fn finish(&mut self, cx: &mut Context<'_>) {
         self.download = Download::Done;
         let Some(mut stream) = self.stream.take() else { return };
         if !matches!(self.upload, Upload::Sent) || !self.out.is_empty() {
             return;
         }
-        if self.keeps_alive && self.lease.is_served() {
-            self.lease.give_back();
+        if !self.lease.is_served() {
+            return self.lease.see_off(stream);
         }
+        // To those around it, it ends now.
+        self.lease.give_back(self.keeps_alive);
         let _ = Pin::new(&mut stream).poll_shutdown(cx);
         let _ = Pin::new(&mut stream).poll_fill_buf(cx);
     }

@@ -161,9 +161,12 @@ where
         stop: &CancellationToken,
     ) {
         // Boxed, so that a relay that lasts for hours does not keep the room of an HTTP machine.
-        let served = Box::pin(self.speak_http1(user, source, stop)).await;
-        let Some((user, early, stream)) = served else { return };
-        let end = Relay::new(user, stream, self.config.relay).with_early(early).await;
+        let session = Session::new(&self.config);
+        let park = session.park.clone();
+        let served = Box::pin(self.speak_http1(user, source, session, stop)).await;
+        let Some((user, early, stream)) = served else { return Box::pin(park.close()).await };
+        let relay = Relay::new(user, stream, self.config.relay).with_early(early);
+        let (end, ()) = tokio::join!(relay, Box::pin(async move { park.close().await }));
         debug!(%source, %end, "tunnel closed");
     }
 
@@ -174,12 +177,14 @@ where
     /// As [`serve_connection`](Self::serve_connection).
     pub async fn serve_http2<U: Connection>(&self, user: U, source: SocketAddr, stop: &CancellationToken) {
         let session = Session::new(&self.config);
+        let park = session.park.clone();
         let service = self.service(source, &session);
         let user = Watched::new(user, session, &self.config, true);
         let handoff = Handoff::<StreamOf<M>>::default;
         if let Err(error) = Box::pin(crate::http2::serve(user, service, handoff, &self.config, stop)).await {
             debug!(%source, error = ?error.to_string(), "connection ended");
         }
+        park.close().await;
     }
 
     /// The part of a connection that is HTTP: ends with what a relay needs if a tunnel was opened.
@@ -187,9 +192,9 @@ where
         &self,
         user: U,
         source: SocketAddr,
+        session: Arc<Session>,
         stop: &CancellationToken,
     ) -> Option<(U, Bytes, StreamOf<M>)> {
-        let session = Session::new(&self.config);
         let handoff = Handoff::<StreamOf<M>>::default();
         let offered = handoff.clone();
         let service = self.service(source, &session).map_request(move |request: Request<Incoming>| {
@@ -219,6 +224,8 @@ where
         if let Err(error) = &ended {
             debug!(%source, error = ?error.to_string(), "connection ended");
         }
+        // What its requests left behind: nobody will ask for it, and the targets need not wait for the user.
+        session.park.clear();
         let parts = machine.take()?.into_parts();
         let mut user = parts.io.into_inner().into_inner();
         match handoff.take().filter(|_| ended.is_ok()) {

@@ -8,6 +8,9 @@
 //! What the layers wrap around the stream (permits, gauges, meters) belongs to one dial and is gone with its
 //! exchange; only the raw stream below stays, in the keeping of the user's connection: a few of them, closed with
 //! it or after some seconds without a request. To the layers, a stream that is given back ends whole, both ways.
+//!
+//! What is kept no longer, or cannot be kept behind a whole response, is seen off: the target is told the end and given
+//! a moment to end its own side, so that nobody takes for a reset what was in order.
 
 use std::any::Any;
 use std::io::{self, IoSlice};
@@ -15,14 +18,24 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use anyproxy_core::{ByteStream, Dial, Identity, Journal, Target};
 use pin_project_lite::pin_project;
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tower::{Layer, Service};
 
 /// The most exchanges on one stream: a user who never pauses still moves on to another client's tunnel one day.
 const MAX_USES: u32 = 1_000;
+/// How long a target may take to end its side in answer to our end; far beyond a round trip.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// The most it may still say meanwhile, which nobody reads.
+const FAREWELL_BYTES: usize = 64 * 1024;
+/// The streams of one user connection that are seen off at once; one more is reset.
+const MAX_LEAVING: usize = 16;
 
 /// Lets HTTP fronts use a stream to a target for more than one request. Belongs directly around the terminal
 /// service, below everything that decides or counts.
@@ -113,8 +126,7 @@ pin_project! {
     /// Response future of [`Reuse`].
     pub struct ResponseFuture<F, S>
     where
-        S: Send,
-        S: 'static,
+        S: ByteStream,
     {
         #[pin]
         state: State<F, S>,
@@ -125,8 +137,7 @@ pin_project! {
     #[project = StateProj]
     enum State<F, S>
     where
-        S: Send,
-        S: 'static,
+        S: ByteStream,
     {
         Dialing { #[pin] inner: F, tenancy: Option<Box<Tenancy>> },
         Kept { kept: Option<Kept<S>> },
@@ -157,7 +168,7 @@ where
 // === Kept ===
 
 /// A stream that may be kept for another request: the response of [`Reuse`].
-pub struct Kept<S: Send + 'static> {
+pub struct Kept<S: ByteStream> {
     /// Always there until the drop.
     raw: Option<S>,
     tenancy: Option<Box<Tenancy>>,
@@ -178,13 +189,13 @@ struct Tenancy {
     is_clean: bool,
 }
 
-impl<S: Send + 'static> std::fmt::Debug for Kept<S> {
+impl<S: ByteStream> std::fmt::Debug for Kept<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Kept").field("tenancy", &self.tenancy).finish_non_exhaustive()
     }
 }
 
-impl<S: Send + 'static> Kept<S> {
+impl<S: ByteStream> Kept<S> {
     fn raw(&mut self) -> &mut S {
         self.raw.as_mut().expect("there until the drop")
     }
@@ -196,17 +207,20 @@ impl<S: Send + 'static> Kept<S> {
     }
 }
 
-impl<S: Send + 'static> Drop for Kept<S> {
+impl<S: ByteStream> Drop for Kept<S> {
     fn drop(&mut self) {
         if !self.is_returned() {
             return;
         }
-        let tenancy = self.tenancy.take().filter(|tenancy| tenancy.is_clean);
         // The park must not hold a lease, which holds the park.
-        if let (Some(raw), Some(mut tenancy)) = (self.raw.take(), tenancy)
+        if let (Some(raw), Some(mut tenancy)) = (self.raw.take(), self.tenancy.take())
             && let Some(lease) = tenancy.lease.take()
         {
-            lease.0.park.put(Parked { raw: Box::new(raw), tenancy });
+            if tenancy.is_clean && lease.0.keeps.load(Ordering::Relaxed) {
+                lease.0.park.put(Parked { raw: Box::new(raw), tenancy });
+            } else {
+                lease.0.park.see_off(raw);
+            }
         }
     }
 }
@@ -282,14 +296,16 @@ struct Terms {
     served: AtomicBool,
     /// Whether the answer was a kept stream.
     reused: AtomicBool,
-    /// Whether the exchange is over and the stream may be kept.
+    /// Whether the exchange is over, all in order,
     returned: AtomicBool,
+    /// and another may follow on the stream.
+    keeps: AtomicBool,
 }
 
 impl Lease {
     pub(crate) fn new(park: Arc<Park>, fresh: bool) -> Self {
-        let [served, reused, returned] = [const { AtomicBool::new(false) }; 3];
-        Self(Arc::new(Terms { park, fresh, served, reused, returned }))
+        let [served, reused, returned, keeps] = [const { AtomicBool::new(false) }; 4];
+        Self(Arc::new(Terms { park, fresh, served, reused, returned, keeps }))
     }
 
     /// Puts it on a dial.
@@ -303,7 +319,7 @@ impl Lease {
         note.downcast().ok().map(Self)
     }
 
-    /// Whether the stream can be kept at all.
+    /// Whether somebody in the stack knows of leases.
     pub(crate) fn is_served(&self) -> bool {
         self.0.served.load(Ordering::Relaxed)
     }
@@ -313,9 +329,16 @@ impl Lease {
         self.0.reused.load(Ordering::Relaxed)
     }
 
-    /// The exchange is over: reads and writes from now on see both ends of the stream, and its drop keeps it.
-    pub(crate) fn give_back(&self) {
+    /// The exchange is over, all in order: reads and writes from now on see both ends of the stream, and its drop keeps
+    /// it, or sees it off if it cannot serve another.
+    pub(crate) fn give_back(&self, keeps: bool) {
+        self.0.keeps.store(keeps, Ordering::Relaxed);
         self.0.returned.store(true, Ordering::Relaxed);
+    }
+
+    /// Sees off a stream whose exchange is over, where nobody in the stack knows of leases.
+    pub(crate) fn see_off(&self, stream: impl ByteStream) {
+        self.0.park.see_off(stream);
     }
 
     /// A kept stream for this dial. What does not live any more is dropped on the way.
@@ -325,10 +348,11 @@ impl Lease {
         }
         loop {
             let Parked { raw, mut tenancy } = self.0.park.take(dial)?;
-            let Ok(mut raw) = raw.downcast::<S>() else { continue };
+            let Ok(mut raw) = raw.into_any().downcast::<S>() else { continue };
             let mut cx = Context::from_waker(Waker::noop());
             // Bytes, an end or an error: none of them belongs between two exchanges.
             if tenancy.epoch != epoch || Pin::new(&mut *raw).poll_fill_buf(&mut cx).is_ready() {
+                self.0.park.see_off(*raw);
                 continue;
             }
             if let (Some(stream), Some(client)) = (tenancy.journal.stream(), tenancy.journal.client()) {
@@ -352,38 +376,93 @@ pub(crate) struct Park {
     room: usize,
     /// The longest unused first.
     kept: Mutex<Vec<Parked>>,
+    /// Those that are seen off.
+    leaving: Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug)]
 struct Parked {
-    raw: Box<dyn Any + Send>,
+    raw: Box<dyn Raw>,
     tenancy: Box<Tenancy>,
 }
 
+/// A stream whose type is found again by who knows it.
+trait Raw: ByteStream {
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<S: ByteStream> Raw for S {
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+impl std::fmt::Debug for dyn Raw {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Raw")
+    }
+}
+
 impl Park {
-    pub(crate) const fn new(room: usize) -> Self {
-        Self { room, kept: Mutex::new(Vec::new()) }
+    pub(crate) fn new(room: usize) -> Self {
+        Self { room, kept: Mutex::default(), leaving: Mutex::default() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.kept().is_empty()
     }
 
-    /// Closes all of them.
+    /// Sees all of them off.
     pub(crate) fn clear(&self) {
         let gone = std::mem::take(&mut *self.kept());
-        drop(gone);
+        gone.into_iter().for_each(|parked| self.see_off(parked.raw));
+    }
+
+    /// Sees all of them off, and waits until the last is gone: some seconds at most.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future resets those that have not left.
+    pub(crate) async fn close(&self) {
+        self.clear();
+        let mut leaving = std::mem::take(&mut *self.leaving());
+        while leaving.join_next().await.is_some() {}
+    }
+
+    /// Says the end on a stream and waits, beside everything else, for the target's.
+    fn see_off(&self, mut stream: impl ByteStream) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let ended = Pin::new(&mut stream).poll_shutdown(&mut cx);
+        // Whatever became of it: a stream that is over has nothing to wait for, one that failed has failed.
+        match ended {
+            Poll::Ready(Err(_)) => return,
+            Poll::Ready(Ok(())) if is_at_end(&mut stream, &mut cx) => return,
+            _ => {}
+        }
+        let mut leaving = self.leaving();
+        while leaving.try_join_next().is_some() {}
+        if leaving.len() < MAX_LEAVING
+            && let Ok(runtime) = Handle::try_current()
+        {
+            leaving.spawn_on(farewell(stream), &runtime);
+        }
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put(&self, parked: Parked) {
         if self.room == 0 || parked.tenancy.uses >= MAX_USES {
-            return;
+            return self.see_off(parked.raw);
         }
         let mut kept = self.kept();
         let oldest = (kept.len() == self.room).then(|| kept.remove(0));
         kept.push(parked);
         drop(kept);
-        drop(oldest);
+        if let Some(oldest) = oldest {
+            self.see_off(oldest.raw);
+        }
     }
 
     /// The one used last, since it is the most likely to live.
@@ -399,4 +478,26 @@ impl Park {
     fn kept(&self) -> MutexGuard<'_, Vec<Parked>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_at_end(stream: &mut impl ByteStream, cx: &mut Context<'_>) -> bool {
+    matches!(Pin::new(stream).poll_fill_buf(cx), Poll::Ready(Ok([])))
+}
+
+/// Ends a stream in order: our end, then the target's. One that takes too long, or says too much, is reset.
+async fn farewell(mut stream: impl ByteStream) {
+    let ended = async {
+        stream.shutdown().await?;
+        let mut left = FAREWELL_BYTES;
+        loop {
+            let heard = stream.fill_buf().await?.len();
+            stream.consume(heard);
+            left = left.saturating_sub(heard);
+            if heard == 0 || left == 0 {
+                return io::Result::Ok(());
+            }
+        }
+    };
+    // Whatever became of it, it is dropped now.
+    let _ = timeout(FAREWELL, ended).await;
 }
