@@ -1,5 +1,7 @@
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use crate::Digest;
 
 /// The group of accounts and clients that name none.
 pub const DEFAULT_GROUP: &str = "default";
@@ -10,6 +12,7 @@ pub struct Account {
     user: Option<Arc<str>>,
     groups: Box<[Arc<str>]>,
     key: Arc<str>,
+    digest: Digest,
 }
 
 impl Account {
@@ -40,7 +43,8 @@ impl Account {
         }
         // A line feed can stand in neither a user's nor a group's name, so two accounts never share a key.
         let key = format!("{}\n{}", user.as_deref().unwrap_or_default(), groups[0]).into();
-        Self { user, groups, key }
+        let digest = digest(user.as_deref(), &groups[0]);
+        Self { user, groups, key, digest }
     }
 }
 
@@ -79,11 +83,26 @@ impl Identity {
         self.groups().any(|held| held == group)
     }
 
+    /// What per-user state is kept by where its owner's name is of no interest: the same for the same name and group.
+    /// Made with the account, so that asking costs nothing.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        static ANONYMOUS: OnceLock<Digest> = OnceLock::new();
+        match &self.0 {
+            Some(account) => account.digest,
+            None => *ANONYMOUS.get_or_init(|| digest(None, DEFAULT_GROUP)),
+        }
+    }
+
     /// A key for maps of per-user state; the empty string for [`ANONYMOUS`](Self::ANONYMOUS).
     #[must_use]
     pub fn key(&self) -> Arc<str> {
         self.0.as_deref().map_or_else(|| Arc::from(""), |account| account.key.clone())
     }
+}
+
+fn digest(user: Option<&str>, group: &str) -> Digest {
+    Digest::of(&(user, group))
 }
 
 impl From<Account> for Identity {
@@ -121,5 +140,8 @@ mod tests {
         let other = Identity::from(Account::new("alice", ["blue", "green"]));
         assert_eq!(one.key(), other.key());
         assert_ne!(one.key(), Identity::from(Account::new("alice", ["green"])).key());
+        assert_eq!(one.digest(), other.digest());
+        assert_ne!(one.digest(), Identity::from(Account::new("alice", ["green"])).digest());
+        assert_eq!(Identity::ANONYMOUS.digest(), Identity::from(Account::anonymous(DEFAULT_GROUP)).digest());
     }
 }

@@ -7,7 +7,8 @@
 //! - [`Login`] → a dial service: `Service<Login, Response = impl DialService>`, in short a [`GatewayStack`];
 //! - [`Dial`] → a stream: `Service<Dial, Response = impl ByteStream>`, in short a [`DialService`];
 //! - [`Target`], [`Host`]: where to, names and addresses in one canonical form;
-//! - [`Identity`], [`Credentials`], [`Secret`]: who asks; [`SourcePrefix`]: from where, as limits count it;
+//! - [`Identity`], [`Credentials`], [`Secret`]: who asks; [`SourcePrefix`]: from where, as limits count it; [`Digest`]:
+//!   what their state is kept by;
 //! - [`Outcome`]: what became of it, the last link of every error's `source()` chain; [`Refusal`]: which layer said
 //!   so, the link before;
 //! - [`Guarded`], [`Metered`]: the two wrappers a stream needs, since the response of a dial is *alive* and what it
@@ -58,6 +59,7 @@
 mod credentials;
 mod datagrams;
 mod dial;
+mod digest;
 mod endpoints;
 mod fault;
 mod identity;
@@ -76,6 +78,7 @@ mod trace_parent;
 pub use credentials::{Credentials, Secret};
 pub use datagrams::{Datagrams, MAX_DATAGRAM};
 pub use dial::{Association, Dial, Network};
+pub use digest::{AsItIs, Digest, DigestMap};
 pub use endpoints::{Endpoint, Endpoints, Load};
 pub use fault::Fault;
 pub use identity::{Account, DEFAULT_GROUP, Identity};

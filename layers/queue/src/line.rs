@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyproxy_core::{Association, BoxError, Dial, Network};
+use anyproxy_core::{Association, BoxError, Dial, Digest, DigestMap, Network};
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use crate::error::{Overloaded, TooManyConnections};
-use crate::key::Key;
+use crate::key::key;
 
 /// How many streams there may be, and who may wait for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +60,9 @@ struct State {
     running: usize,
     waiting: usize,
     /// Users with a seat or a place in the line; nobody else.
-    users: HashMap<Key, User>,
+    users: DigestMap<User>,
     /// Those of them who wait, each once, whose turn is next in front.
-    turns: VecDeque<Key>,
+    turns: VecDeque<Digest>,
     next_ticket: u64,
     /// An association is one connection of its user, however many flows it has.
     associations: HashMap<Association, Weak<Seat>>,
@@ -96,7 +96,7 @@ enum Hold {
 #[derive(Debug)]
 struct Seat {
     line: Arc<Line>,
-    key: Key,
+    key: Digest,
     association: Option<Association>,
 }
 
@@ -112,7 +112,7 @@ pub(crate) struct Waiter {
 #[derive(Debug)]
 struct Place {
     line: Arc<Line>,
-    key: Key,
+    key: Digest,
     number: u64,
     association: Option<Association>,
 }
@@ -133,7 +133,7 @@ impl Line {
 
     /// Gives a dial a seat, a place in the line, or a refusal.
     pub(crate) fn enter(self: &Arc<Self>, dial: &Dial) -> Entry {
-        let key = Key::of(dial);
+        let key = key(dial);
         let association = match dial.network {
             Network::Tcp => None,
             Network::Udp(association) => Some(association),
@@ -146,7 +146,7 @@ impl Line {
         }
         let has_seats = state.running < state.settings.max_connections;
         let most = state.settings.per_user_connections;
-        let user = state.users.entry(key.clone());
+        let user = state.users.entry(key);
         if connections(&user) >= most {
             return Entry::Refused(TooManyConnections.into());
         }
@@ -156,10 +156,10 @@ impl Line {
             state.running += 1;
             return Entry::Seated(self.seat(&mut state, key, association));
         }
-        if !state.make_room(&key) {
+        if !state.make_room(key) {
             return Entry::Refused(Overloaded::LineFull.into());
         }
-        let (number, verdict) = state.wait(&key);
+        let (number, verdict) = state.wait(key);
         let deadline = Box::pin(sleep(state.settings.timeout));
         drop(state);
         let place = Some(Place { line: self.clone(), key, number, association });
@@ -174,7 +174,7 @@ impl Line {
         state.seat_next();
         while state.waiting > settings.waiting {
             let Some(longest) = state.longest() else { break };
-            state.turn_away_last(&longest);
+            state.turn_away_last(longest);
         }
     }
 
@@ -188,7 +188,7 @@ impl Line {
     }
 
     /// The permit for a seat that is counted already.
-    fn seat(self: &Arc<Self>, state: &mut State, key: Key, association: Option<Association>) -> Permit {
+    fn seat(self: &Arc<Self>, state: &mut State, key: Digest, association: Option<Association>) -> Permit {
         let seat = Seat { line: self.clone(), key, association };
         let hold = match association {
             None => Hold::One { _seat: seat },
@@ -212,31 +212,31 @@ impl Line {
 impl State {
     /// Whether the line has a place for one more dial of this user. A full line takes it from the user who has the
     /// most, if those are more than the newcomer's would be.
-    fn make_room(&mut self, key: &Key) -> bool {
+    fn make_room(&mut self, key: Digest) -> bool {
         if self.waiting < self.settings.waiting {
             return true;
         }
-        let places = |key: &Key| self.users.get(key).map_or(0, |user| user.waiting.len());
+        let places = |key: Digest| self.users.get(&key).map_or(0, |user| user.waiting.len());
         match self.longest() {
-            Some(longest) if self.settings.waiting > 0 && places(&longest) > places(key) + 1 => {
-                self.turn_away_last(&longest);
+            Some(longest) if self.settings.waiting > 0 && places(longest) > places(key) + 1 => {
+                self.turn_away_last(longest);
                 true
             }
             _ => false,
         }
     }
 
-    fn longest(&self) -> Option<Key> {
-        self.turns.iter().max_by_key(|key| self.users.get(key).map_or(0, |user| user.waiting.len())).cloned()
+    fn longest(&self) -> Option<Digest> {
+        self.turns.iter().max_by_key(|key| self.users.get(key).map_or(0, |user| user.waiting.len())).copied()
     }
 
-    fn wait(&mut self, key: &Key) -> (u64, oneshot::Receiver<Result<(), Overloaded>>) {
+    fn wait(&mut self, key: Digest) -> (u64, oneshot::Receiver<Result<(), Overloaded>>) {
         let (verdict, receiver) = oneshot::channel();
         let number = self.next_ticket;
         self.next_ticket += 1;
-        let user = self.users.entry(key.clone()).or_default();
+        let user = self.users.entry(key).or_default();
         if user.waiting.is_empty() {
-            self.turns.push_back(key.clone());
+            self.turns.push_back(key);
         }
         user.waiting.push_back(Ticket { number, verdict });
         self.waiting += 1;
@@ -260,8 +260,8 @@ impl State {
         }
     }
 
-    fn turn_away_last(&mut self, key: &Key) {
-        let Some(user) = self.users.get_mut(key) else { return };
+    fn turn_away_last(&mut self, key: Digest) {
+        let Some(user) = self.users.get_mut(&key) else { return };
         if let Some(ticket) = user.waiting.pop_back() {
             self.waiting -= 1;
             let _ = ticket.verdict.send(Err(Overloaded::LineFull));
@@ -270,8 +270,8 @@ impl State {
     }
 
     /// Takes a waiter out; `false` if it was called up already.
-    fn leave(&mut self, key: &Key, number: u64) -> bool {
-        let Some(user) = self.users.get_mut(key) else { return false };
+    fn leave(&mut self, key: Digest, number: u64) -> bool {
+        let Some(user) = self.users.get_mut(&key) else { return false };
         let Ok(index) = user.waiting.binary_search_by_key(&number, |ticket| ticket.number) else {
             return false;
         };
@@ -281,9 +281,9 @@ impl State {
         true
     }
 
-    fn release(&mut self, key: &Key) {
+    fn release(&mut self, key: Digest) {
         self.running -= 1;
-        if let hash_map::Entry::Occupied(mut user) = self.users.entry(key.clone()) {
+        if let hash_map::Entry::Occupied(mut user) = self.users.entry(key) {
             user.get_mut().running -= 1;
             // Whoever waits has a turn; whoever does not, has none to forget.
             if user.get().is_empty() {
@@ -294,15 +294,15 @@ impl State {
     }
 
     /// Forgets what is empty.
-    fn tidy(&mut self, key: &Key) {
-        let Some(user) = self.users.get(key) else { return };
+    fn tidy(&mut self, key: Digest) {
+        let Some(user) = self.users.get(&key) else { return };
         if !user.waiting.is_empty() {
             return;
         }
         if user.running == 0 {
-            self.users.remove(key);
+            self.users.remove(&key);
         }
-        if let Some(index) = self.turns.iter().position(|other| other == key) {
+        if let Some(index) = self.turns.iter().position(|other| *other == key) {
             self.turns.remove(index);
         }
     }
@@ -317,7 +317,7 @@ impl User {
 }
 
 /// Living streams and waiting dials of one user; one look-up serves the question and what follows from it.
-fn connections(user: &hash_map::Entry<'_, Key, User>) -> usize {
+fn connections(user: &hash_map::Entry<'_, Digest, User>) -> usize {
     match user {
         hash_map::Entry::Occupied(user) => user.get().running + user.get().waiting.len(),
         hash_map::Entry::Vacant(_) => 0,
@@ -335,7 +335,7 @@ impl Drop for Seat {
         {
             state.associations.remove(&association);
         }
-        state.release(&self.key);
+        state.release(self.key);
     }
 }
 
@@ -377,8 +377,8 @@ impl Waiter {
     fn give_up(&mut self) {
         let Some(place) = self.place.take() else { return };
         let mut state = place.line.lock();
-        if !state.leave(&place.key, place.number) && matches!(self.verdict.try_recv(), Ok(Ok(()))) {
-            state.release(&place.key);
+        if !state.leave(place.key, place.number) && matches!(self.verdict.try_recv(), Ok(Ok(()))) {
+            state.release(place.key);
         }
     }
 }

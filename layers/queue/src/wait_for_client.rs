@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -6,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, Dial, Endpoints, Fault, Outcome};
+use anyproxy_core::{BoxError, Dial, Digest, DigestMap, Endpoints, Fault, Outcome};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower::retry::Policy;
 
-use crate::key::Key;
+use crate::key::key;
 
 /// The least time between two tries of a dial, should somebody come and go again and again.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -63,13 +62,13 @@ struct Places {
     settings: WaitSettings,
     taken: usize,
     /// Users who wait now, and with how many dials.
-    users: HashMap<Key, usize>,
+    users: DigestMap<usize>,
 }
 
 /// One who waits; leaves the room on drop.
 struct Place {
     room: Arc<Room>,
-    key: Key,
+    key: Digest,
 }
 
 // === impl WaitForClient ===
@@ -115,7 +114,7 @@ impl<E: Endpoints, R> Policy<Dial, R, BoxError> for WaitForClient<E> {
         if now >= deadline {
             return None;
         }
-        let place = self.room.enter(Key::of(dial))?;
+        let place = self.room.enter(key(dial))?;
         let served = self.endpoints.served(dial);
         let journal = dial.journal.clone();
         Some(Waiting(Box::pin(async move {
@@ -191,14 +190,14 @@ impl fmt::Debug for WaitHandle {
 
 impl Room {
     /// `None` if there is no place, in all or for this user.
-    fn enter(self: &Arc<Self>, key: Key) -> Option<Place> {
+    fn enter(self: &Arc<Self>, key: Digest) -> Option<Place> {
         let mut places = self.lock();
         let of_user = places.users.get(&key).copied().unwrap_or_default();
         if places.taken >= places.settings.waiting || of_user >= places.settings.waiting.div_ceil(4) {
             return None;
         }
         places.taken += 1;
-        places.users.insert(key.clone(), of_user + 1);
+        places.users.insert(key, of_user + 1);
         Some(Place { room: self.clone(), key })
     }
 

@@ -1,6 +1,5 @@
 use std::fmt;
 use std::future::Future;
-use std::hash::RandomState;
 use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::Dial;
+use anyproxy_core::{Dial, Digest};
 use arc_swap::ArcSwapOption;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -69,7 +68,8 @@ impl Bandwidth {
 /// key take turns of at most 64 KiB in the order they asked, so each gets its share, and a stream that waits for
 /// nothing has no timer.
 ///
-/// The response type is [`Throttled`], limit or not, so that a limit may come and go while streams live.
+/// The response type is [`Throttled`], limit or not, so that a limit may come and go with the settings. A stream that
+/// began without one lives on without: to find one later, it would have to look for it at every read.
 #[derive(Clone, Debug)]
 pub struct BandwidthLayer {
     limits: Shared,
@@ -159,7 +159,7 @@ impl<S: Service<Dial>> Service<Dial> for BandwidthLimit<S> {
 
     fn call(&mut self, dial: Dial) -> Self::Future {
         let limits = self.limits.0.load_full();
-        let limits = limits.map(|limits| (limits.key.of(&dial, &limits.hasher), limits));
+        let limits = limits.map(|limits| (limits.key.of(&dial), limits));
         BandwidthFuture { dial: self.inner.call(dial), limits }
     }
 }
@@ -169,7 +169,7 @@ pin_project! {
     pub struct BandwidthFuture<F> {
         #[pin]
         dial: F,
-        limits: Option<(u64, Arc<Limits>)>,
+        limits: Option<(Digest, Arc<Limits>)>,
     }
 }
 
@@ -214,7 +214,6 @@ pub(crate) enum Way {
 /// What all streams of a layer share.
 pub(crate) struct Limits {
     key: Key,
-    hasher: RandomState,
     /// Bytes per second, up and down; 0 = no limit.
     rates: [AtomicU64; 2],
     buckets: Keyed<Arc<Bucket>>,
@@ -235,12 +234,7 @@ pub(crate) struct Turn {
 
 impl Limits {
     fn new(bandwidth: Bandwidth) -> Self {
-        let limits = Self {
-            key: bandwidth.key,
-            hasher: RandomState::new(),
-            rates: Default::default(),
-            buckets: Keyed::new(),
-        };
+        let limits = Self { key: bandwidth.key, rates: Default::default(), buckets: Keyed::new() };
         limits.set(bandwidth);
         limits
     }
@@ -253,7 +247,7 @@ impl Limits {
 
     /// The bucket of a key. It stays while a stream holds it or something is owed, so that streams one after another
     /// are no faster than one long one.
-    fn bucket(&self, key: u64) -> Arc<Bucket> {
+    fn bucket(&self, key: Digest) -> Arc<Bucket> {
         let now = self.buckets.now();
         if self.buckets.is_sweep_due(now) {
             self.buckets.sweep(|bucket| Arc::strong_count(bucket) > 1 || bucket.owes(now));

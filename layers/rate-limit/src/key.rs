@@ -1,6 +1,4 @@
-use std::hash::{BuildHasher as _, RandomState};
-
-use anyproxy_core::{Dial, SourcePrefix};
+use anyproxy_core::{Dial, Digest, SourcePrefix};
 
 /// Whose dials, or bytes, are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,13 +13,12 @@ pub enum Key {
 }
 
 impl Key {
-    /// A digest of the key of `dial`. With keys of `hasher` that nobody knows, nobody can make two meet; by chance
-    /// two of a million do in one of 40 million runs, and then share a limit.
-    pub(crate) fn of(self, dial: &Dial, hasher: &RandomState) -> u64 {
+    /// The key of `dial`, digested.
+    pub(crate) fn of(self, dial: &Dial) -> Digest {
         match self {
-            Self::User => hasher.hash_one((dial.identity.user(), dial.identity.group())),
-            Self::Group => hasher.hash_one(dial.identity.group()),
-            Self::Source => hasher.hash_one(SourcePrefix::from(dial.source)),
+            Self::User => dial.identity.digest(),
+            Self::Group => Digest::of(&dial.identity.group()),
+            Self::Source => Digest::of(&SourcePrefix::from(dial.source)),
         }
     }
 }
@@ -42,8 +39,7 @@ mod tests {
 
     #[test]
     fn each_key_tells_apart_what_it_is_named_after() {
-        let hasher = RandomState::new();
-        let of = |key: Key, source, user| key.of(&dial(source, user), &hasher);
+        let of = |key: Key, source, user| key.of(&dial(source, user));
         let (a, b) = ("192.0.2.1:1", "192.0.2.2:1");
         let (alice, bob) = (Some(("alice", "blue")), Some(("bob", "blue")));
 

@@ -1,9 +1,8 @@
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use anyproxy_core::{Digest, DigestMap};
 use tokio::time::Instant;
 
 /// Into how many parts the state is divided: so many can be used at once, and swept one at a time.
@@ -14,14 +13,12 @@ const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
 /// State by key, cleared by those who use it: no task, and no call that pays for all.
 pub(crate) struct Keyed<V> {
-    shards: Box<[Mutex<Shard<V>>]>,
+    shards: Box<[Mutex<DigestMap<V>>]>,
     epoch: Instant,
     /// Nanoseconds after `epoch`.
     sweep_at: AtomicU64,
     sweep_next: AtomicUsize,
 }
-
-pub(crate) type Shard<V> = HashMap<u64, V, BuildHasherDefault<AsItIs>>;
 
 impl<V> Keyed<V> {
     pub(crate) fn new() -> Self {
@@ -33,13 +30,13 @@ impl<V> Keyed<V> {
         }
     }
 
-    /// The part that holds `key`, a digest.
-    pub(crate) fn shard(&self, key: u64) -> MutexGuard<'_, Shard<V>> {
+    /// The part that holds `key`.
+    pub(crate) fn shard(&self, key: Digest) -> MutexGuard<'_, DigestMap<V>> {
         // The map looks at the lowest and the highest bits.
-        self.lock((key >> 32) as usize % SHARDS)
+        self.lock((key.get() >> 32) as usize % SHARDS)
     }
 
-    fn lock(&self, at: usize) -> MutexGuard<'_, Shard<V>> {
+    fn lock(&self, at: usize) -> MutexGuard<'_, DigestMap<V>> {
         self.shards[at].lock().expect("nothing panics under this lock")
     }
 
@@ -81,24 +78,6 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The hash of a digest is the digest.
-#[derive(Default)]
-pub(crate) struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("keys are digests of 64 bits");
-    }
-
-    fn write_u64(&mut self, digest: u64) {
-        self.0 = digest;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,7 +86,7 @@ mod tests {
     async fn calls_sweep_every_shard_in_turn_and_memory_is_given_back() {
         let keyed = Keyed::new();
         for n in 0..100_000_u64 {
-            let key = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let key = Digest::of(&n);
             keyed.shard(key).insert(key, n);
         }
         assert_eq!(keyed.len(), 100_000);

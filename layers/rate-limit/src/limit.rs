@@ -1,14 +1,13 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::hash::RandomState;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, Dial, Outcome, Refusal};
+use anyproxy_core::{BoxError, Dial, Digest, Outcome, Refusal};
 use arc_swap::ArcSwapOption;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
@@ -218,9 +217,8 @@ impl fmt::Debug for Shared {
 
 struct Limiter {
     quota: Quota,
-    hasher: RandomState,
     states: States,
-    gcra: RateLimiter<u64, States, States, NoOpMiddleware<Nanos>>,
+    gcra: RateLimiter<Digest, States, States, NoOpMiddleware<Nanos>>,
 }
 
 impl Limiter {
@@ -228,14 +226,14 @@ impl Limiter {
         let states = States(Arc::new(Keyed::new()));
         let gcra = Gcra::per_second(quota.per_second).allow_burst(quota.burst);
         let gcra = RateLimiter::new(gcra, states.clone(), states.clone());
-        Self { quota, hasher: RandomState::new(), states, gcra }
+        Self { quota, states, gcra }
     }
 
     fn check(&self, dial: &Dial) -> Result<(), Limited> {
         if self.states.0.is_sweep_due(self.states.0.now()) {
             self.gcra.retain_recent();
         }
-        let key = self.quota.key.of(dial, &self.hasher);
+        let key = self.quota.key.of(dial);
         self.gcra.check_key(&key).map_err(|not_until| {
             let retry_after: Duration = not_until.wait_time_from(self.states.now());
             Limited { refusal: Refusal::new("rate_limit", Outcome::Limited { retry_after }) }
@@ -256,9 +254,9 @@ impl Clock for States {
 }
 
 impl StateStore for States {
-    type Key = u64;
+    type Key = Digest;
 
-    fn measure_and_replace<T, F, E>(&self, key: &u64, f: F) -> Result<T, E>
+    fn measure_and_replace<T, F, E>(&self, key: &Digest, f: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
@@ -266,7 +264,7 @@ impl StateStore for States {
         let key = if shard.len() < KEYS_PER_SHARD || shard.contains_key(key) {
             *key
         } else {
-            key % SHARED_PER_SHARD
+            Digest::of(&(key.get() % SHARED_PER_SHARD))
         };
         let (answer, state) = f(shard.get(&key).copied())?;
         shard.insert(key, state);
@@ -274,7 +272,7 @@ impl StateStore for States {
     }
 }
 
-impl ShrinkableKeyedStateStore<u64> for States {
+impl ShrinkableKeyedStateStore<Digest> for States {
     /// One shard of them; the next call sees to the next.
     fn retain_recent(&self, drop_below: Nanos) {
         self.0.sweep(|state| *state > drop_below);
@@ -413,10 +411,7 @@ mod tests {
     fn l2_a_flood_of_keys_is_capped_and_those_beyond_share_their_limit() {
         let limiter = Limiter::new(quota(Key::User, 1, 1));
         let admitted = (0..2 * SHARDS * KEYS_PER_SHARD)
-            .filter(|n| {
-                let key = (*n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                limiter.gcra.check_key(&key).is_ok()
-            })
+            .filter(|n| limiter.gcra.check_key(&Digest::of(n)).is_ok())
             .count();
         let most = SHARDS * (KEYS_PER_SHARD + SHARED_PER_SHARD as usize);
         assert!(limiter.gcra.len() <= most, "{}", limiter.gcra.len());
