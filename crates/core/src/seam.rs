@@ -1,6 +1,6 @@
 //! Named places where types may be erased: a stock gateway whose file decides which layers there are needs one.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tower::{Service, ServiceExt as _};
 
+use crate::service::Calling;
 use crate::{BoxError, ByteStream, Dial, DialService, GatewayStack, Login};
 
 /// Any [`ByteStream`], its type forgotten.
@@ -18,13 +19,13 @@ pub struct BoxStream(Box<dyn ByteStream>);
 impl BoxStream {
     /// Forgets the type of `stream`. One that is forgotten already stays as it is: seams may lie above each other, and
     /// its bytes pass through one box.
-    pub fn new(stream: impl ByteStream) -> Self {
+    pub fn new<S: ByteStream>(stream: S) -> Self {
+        if TypeId::of::<S>() != TypeId::of::<Self>() {
+            return Self(Box::new(stream));
+        }
         let mut stream = Some(stream);
         let boxed = (&mut stream as &mut dyn Any).downcast_mut::<Option<Self>>();
-        match (boxed.and_then(Option::take), stream) {
-            (Some(boxed), _) => boxed,
-            (None, stream) => Self(Box::new(stream.expect("put there, and no box"))),
-        }
+        boxed.and_then(Option::take).expect("it is of this type")
     }
 }
 
@@ -93,10 +94,7 @@ impl BoxDial {
     where
         S: DialService<Future: Send + 'static>,
     {
-        Self(Arc::new(move |dial| {
-            let call = dials.clone().oneshot(dial);
-            Box::pin(async move { call.await.map(BoxStream::new).map_err(Into::into) })
-        }))
+        Self(Arc::new(move |dial| Box::pin(Calling::new(dials.clone().oneshot(dial), BoxStream::new))))
     }
 }
 
@@ -117,10 +115,7 @@ impl BoxGateway {
         M: GatewayStack<Future: Send + 'static>,
         M::Response: DialService<Future: Send + 'static>,
     {
-        Self(Arc::new(move |login| {
-            let call = stack.clone().oneshot(login);
-            Box::pin(async move { call.await.map(BoxDial::new).map_err(Into::into) })
-        }))
+        Self(Arc::new(move |login| Box::pin(Calling::new(stack.clone().oneshot(login), BoxDial::new))))
     }
 }
 

@@ -1,5 +1,9 @@
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
+use pin_project_lite::pin_project;
+use tower::util::Oneshot;
 use tower::{Service, ServiceExt as _};
 
 use crate::{BoxError, ByteStream, Dial, Identity, Login};
@@ -21,8 +25,7 @@ pub trait DialService:
     ///
     /// Dropping the future gives the dial up; whatever it held is free again.
     fn dial(&self, dial: Dial) -> impl Future<Output = Result<Self::Response, BoxError>> + Send + use<Self> {
-        let call = self.clone().oneshot(dial);
-        async { call.await.map_err(Into::into) }
+        Calling::new(self.clone().oneshot(dial), std::convert::identity)
     }
 }
 
@@ -52,8 +55,7 @@ pub trait GatewayStack:
         &self,
         login: Login,
     ) -> impl Future<Output = Result<Self::Response, BoxError>> + Send + use<Self> {
-        let call = self.clone().oneshot(login);
-        async { call.await.map_err(Into::into) }
+        Calling::new(self.clone().oneshot(login), std::convert::identity)
     }
 }
 
@@ -82,4 +84,38 @@ impl<S> Verifier for S where
         + Sync
         + 'static
 {
+}
+
+pin_project! {
+    /// One call, its response changed and its error boxed.
+    ///
+    /// By hand, because an `async` block keeps room for what it captured beside what it awaits: a stack's future is
+    /// more than a kilobyte, and would be moved and stored twice.
+    pub(crate) struct Calling<S: Service<R>, R, F> {
+        #[pin]
+        call: Oneshot<S, R>,
+        change: F,
+    }
+}
+
+impl<S: Service<R>, R, F> Calling<S, R, F> {
+    pub(crate) const fn new(call: Oneshot<S, R>, change: F) -> Self {
+        Self { call, change }
+    }
+}
+
+impl<S, R, F, T> Future for Calling<S, R, F>
+where
+    S: Service<R, Error: Into<BoxError>>,
+    F: Fn(S::Response) -> T,
+{
+    type Output = Result<T, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        Poll::Ready(match ready!(this.call.poll(cx)) {
+            Ok(response) => Ok((this.change)(response)),
+            Err(error) => Err(error.into()),
+        })
+    }
 }
