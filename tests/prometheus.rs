@@ -92,6 +92,35 @@ scrape_configs: [ {{ job_name: anyproxy, static_configs: [ {{ targets: ['{admin}
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_counted_by_the_layer_that_said_no() -> Result {
+    let stage = Stage::with(&Options {
+        top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(),
+        gateway:
+            "  forbidden_hosts: ['*.internal']\n  limits: { rate: { key: user, per_second: 1, burst: 1 } }\n"
+                .to_owned(),
+        ..Options::default()
+    })?;
+    let target = HttpTarget::start().await?;
+    let ask = async |proxy: &str, url: &str| {
+        let mut curl = tool("curl");
+        curl.args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--max-time", "30"]);
+        curl.args(["--proxy", proxy, url]);
+        run(curl).await?.ok()
+    };
+    // Nobody; a target that no rule allows; and more at once than the rate does.
+    let nobody = format!("http://{}", stage.http().rsplit('@').next().unwrap_or_default());
+    assert_eq!(ask(&nobody, "http://files.internal/").await?, "407");
+    assert_eq!(ask(&stage.http(), "http://files.internal/").await?, "403");
+    while ask(&stage.http(), &target.url("/hello")).await? != "429" {}
+    let metrics = page(stage.gateway.listening("admin")?, "/metrics").await?.1;
+    for (layer, outcome) in [("auth", "login_required"), ("acl", "denied"), ("rate_limit", "limited")] {
+        let line = format!("\nanyproxy_refusals_total{{layer=\"{layer}\",outcome=\"{outcome}\"}} 1\n");
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_is_ready_while_a_client_is_there() -> Result {
     let mut stage = watched()?;
     let admin = stage.gateway.listening("admin")?;
