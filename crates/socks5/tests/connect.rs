@@ -168,6 +168,17 @@ async fn s7_a_name_that_is_none_is_refused_without_a_dial() {
 }
 
 #[tokio::test]
+async fn s7_the_longest_name_that_fits_is_dialled_as_it_is() {
+    let name = ["a"; 128].join(".");
+    let (dials, mut asked) = by_hand();
+    let (mut user, _task) = user_of(open(dials));
+    let request = [OPEN, b"\x05\x01\x00\x03\xff", name.as_bytes(), b"\0\x50"].concat();
+    user.write_all(&request).await.unwrap();
+    let dial = asked.recv().await.unwrap().dial;
+    assert_eq!(dial.target.to_string(), format!("{name}:80"));
+}
+
+#[tokio::test]
 async fn s8_a_refused_dial_is_told_why_and_nothing_about_the_inside() {
     for (outcome, code) in [
         (Outcome::Refused, 5),

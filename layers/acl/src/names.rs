@@ -33,7 +33,7 @@ impl Names {
     }
 
     fn node(&mut self, name: &HostName) -> &mut Node {
-        self.levels |= 1 << labels(name.as_str());
+        self.levels |= 1 << (labels(name.as_str()) - 1);
         self.nodes.entry(name.clone()).or_default()
     }
 
@@ -41,7 +41,7 @@ impl Names {
     pub(crate) fn matching(&self, name: &HostName) -> impl Iterator<Item = Slice> {
         let name = name.as_str();
         let dots = name.rmatch_indices('.').map(|(at, _)| &name[at + 1..]);
-        dots.chain([name]).zip(1_u32..).filter_map(move |(suffix, level)| {
+        dots.chain([name]).zip(0_u32..).filter_map(move |(suffix, level)| {
             if self.levels >> level & 1 == 0 {
                 return None;
             }
@@ -51,7 +51,7 @@ impl Names {
     }
 }
 
-/// At most 127: a name has 253 bytes.
+/// At most 128, a bit each in `levels`: a name has 255 bytes.
 fn labels(name: &str) -> usize {
     name.bytes().filter(|byte| *byte == b'.').count() + 1
 }

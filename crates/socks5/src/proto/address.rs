@@ -87,7 +87,7 @@ pub(super) fn encode_target(target: &Target, dst: &mut impl BufMut) {
         Host::Name(name) => {
             let name = name.as_str().as_bytes();
             dst.put_u8(NAME);
-            dst.put_u8(u8::try_from(name.len()).expect("a host name has at most 253 bytes"));
+            dst.put_u8(u8::try_from(name.len()).expect("a host name has at most 255 bytes"));
             dst.put_slice(name);
             dst.put_u16(target.port());
         }
