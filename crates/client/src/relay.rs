@@ -9,6 +9,7 @@ use anyproxy_tunnel::Stream;
 use anyproxy_tunnel::frame::ResetCode;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use pin_project_lite::pin_project;
+use socket2::SockRef;
 use tokio::io::{AsyncBufRead as _, AsyncWrite as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -87,7 +88,8 @@ pin_project! {
     /// - An end is passed on as an end, and the other way goes on; a failure is passed on as a reset, and ends both.
     /// - It holds no buffer: it borrows the thread's while it reads from the target, which it does only when the
     ///   tunnel has room, and to the target it writes straight from the chunks the tunnel received.
-    /// - Dropped before it is ready, it resets both sides.
+    /// - Dropped before it is ready, it resets both sides. So does the death of the process: no target takes a part for
+    ///   the whole.
     #[must_use = "futures do nothing unless polled"]
     pub(crate) struct Relay {
         stream: Option<Stream>,
@@ -105,7 +107,7 @@ pin_project! {
     impl PinnedDrop for Relay {
         fn drop(this: Pin<&mut Self>) {
             if !this.finished {
-                reset(&this.target);
+                abort_when_lost(&this.target, true);
             }
         }
     }
@@ -132,15 +134,17 @@ impl Way {
     }
 }
 
-/// Makes the coming drop of a socket a reset, so that the target cannot take it for an end.
-fn reset(target: &TcpStream) {
+/// Makes the drop of a socket a reset, whoever drops it, the kernel for a dead process too, so that the target cannot
+/// take it for an end.
+fn abort_when_lost(target: &TcpStream, abort: bool) {
     // Fails only on a socket that is gone already.
-    let _ = target.set_zero_linger();
+    let _ = SockRef::from(target).set_linger(abort.then_some(Duration::ZERO));
 }
 
 impl Relay {
     /// Carries bytes between `stream` and `target`.
     pub(crate) fn new(stream: Stream, target: TcpStream, patience: Patience) -> Self {
+        abort_when_lost(&target, true);
         Self {
             stream: Some(stream),
             target,
@@ -186,6 +190,10 @@ impl Future for Relay {
             }
         };
         *this.finished = end == End::Whole;
+        if *this.finished {
+            // The target was told of the end, and what is still on its way to it belongs to it.
+            abort_when_lost(this.target, false);
+        }
         if let Some(stream) = this.stream.take() {
             match end {
                 // Finished both ways: there is nothing to reset.

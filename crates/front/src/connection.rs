@@ -2,7 +2,9 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -16,6 +18,12 @@ pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Makes the coming drop a reset: the user sees an error, not an end, and what was not yet sent is lost.
     fn abort(&mut self);
 
+    /// Makes every loss of the connection a reset, that by the death of the process too, until `false` takes it back:
+    /// for as long as an end would be a lie. Where it is not known how to, nothing happens.
+    fn abort_when_lost(&mut self, abort: bool) {
+        let _ = abort;
+    }
+
     /// The address the user connected to, where there is one; never an IPv4-mapped one.
     fn local_addr(&self) -> Option<SocketAddr> {
         None
@@ -24,8 +32,13 @@ pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 
 impl Connection for TcpStream {
     fn abort(&mut self) {
-        // Fails only on a socket that is gone already.
-        let _ = self.set_zero_linger();
+        self.abort_when_lost(true);
+    }
+
+    fn abort_when_lost(&mut self, abort: bool) {
+        // It is the kernel that closes a dead process's sockets; lingering for no time it resets them, unsent bytes
+        // or not. Fails only on a socket that is gone already.
+        let _ = SockRef::from(&*self).set_linger(abort.then_some(Duration::ZERO));
     }
 
     fn local_addr(&self) -> Option<SocketAddr> {
@@ -96,8 +109,14 @@ impl From<TlsStream<TcpStream>> for UserStream {
 
 impl Connection for UserStream {
     fn abort(&mut self) {
-        // Fails only on a socket that is gone already.
-        let _ = self.tcp().set_zero_linger();
+        self.abort_when_lost(true);
+    }
+
+    fn abort_when_lost(&mut self, abort: bool) {
+        match &mut self.0 {
+            Carrier::Plain(tcp) => tcp.abort_when_lost(abort),
+            Carrier::Tls(tls) => tls.get_mut().0.abort_when_lost(abort),
+        }
     }
 
     fn local_addr(&self) -> Option<SocketAddr> {

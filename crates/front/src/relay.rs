@@ -99,7 +99,8 @@ pin_project! {
     ///   stream did not take; to the user it writes straight from the stream's own chunks. So a user who does not
     ///   read costs the stream's window and nothing here, and a target that does not read at most one read's worth.
     /// - One poll does a bounded amount of work each way.
-    /// - Dropped before it is ready, it resets both sides.
+    /// - Dropped before it is ready, it resets both sides. So does the death of the process: nobody takes a part for
+    ///   the whole.
     #[must_use = "futures do nothing unless polled"]
     pub struct Relay<U, S>
     where
@@ -158,7 +159,8 @@ impl Way {
 
 impl<U: Connection, S: ByteStream> Relay<U, S> {
     /// Carries bytes between `user` and `stream`.
-    pub fn new(user: U, stream: S, config: RelayConfig) -> Self {
+    pub fn new(mut user: U, stream: S, config: RelayConfig) -> Self {
+        user.abort_when_lost(true);
         Self {
             user,
             stream,
@@ -216,6 +218,8 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
         let progress = ways.progress;
         if this.up.is_over() && this.down.is_over() {
             *this.finished = true;
+            // The user was told of the end, and what is still on its way to them belongs to it.
+            this.user.abort_when_lost(false);
             return Poll::Ready(this.broken.take().map_or(End::Whole, End::TargetLost));
         }
 

@@ -48,6 +48,10 @@ impl<U: Connection> Connection for Rewind<U> {
         self.inner.abort();
     }
 
+    fn abort_when_lost(&mut self, abort: bool) {
+        self.inner.abort_when_lost(abort);
+    }
+
     fn local_addr(&self) -> Option<SocketAddr> {
         self.inner.local_addr()
     }
