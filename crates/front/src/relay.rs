@@ -19,6 +19,9 @@ const TURNS: usize = 8;
 /// The least that is read from a user at once, and what a relay begins with.
 const APPETITE: usize = 16 * 1024;
 
+/// How long a user may take nothing before it is asked whether the stream they keep waiting still lives.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// How long a relay may stand still. Time is that of tokio's clock, which is monotonic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayConfig {
@@ -99,6 +102,8 @@ pin_project! {
     ///   stream did not take; to the user it writes straight from the stream's own chunks. So a user who does not
     ///   read costs the stream's window and nothing here, and a target that does not read at most one read's worth.
     /// - One poll does a bounded amount of work each way.
+    /// - A stream says that it is lost behind all that it received. So a user who takes nothing would keep a lost one
+    ///   for as long as may be idle; every 10 s of that, a write of nothing asks it, and an error ends the relay.
     /// - Dropped before it is ready, it resets both sides. So does the death of the process: nobody takes a part for
     ///   the whole.
     #[must_use = "futures do nothing unless polled"]
@@ -118,6 +123,7 @@ pin_project! {
         appetite: usize,
         config: RelayConfig,
         last_progress: Instant,
+        last_look: Instant,
         #[pin]
         timer: Option<Sleep>,
         finished: bool,
@@ -171,6 +177,7 @@ impl<U: Connection, S: ByteStream> Relay<U, S> {
             appetite: APPETITE,
             config,
             last_progress: Instant::now(),
+            last_look: Instant::now(),
             timer: None,
             finished: false,
         }
@@ -197,6 +204,7 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
             unsent: this.unsent,
             appetite: this.appetite,
             progress: false,
+            blocked: false,
         };
         if let Poll::Ready(Err(failure)) = ways.poll_up(cx) {
             match failure {
@@ -215,7 +223,7 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
                 Failure::User(error) => End::UserLost(error),
             });
         }
-        let progress = ways.progress;
+        let (progress, blocked) = (ways.progress, ways.blocked);
         if this.up.is_over() && this.down.is_over() {
             *this.finished = true;
             // The user was told of the end, and what is still on its way to them belongs to it.
@@ -228,7 +236,9 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
         }
         let half_closed = this.up.is_over() || this.down.is_over();
         loop {
-            let Some(deadline) = deadline(this.config, *this.last_progress, half_closed) else {
+            let idle = deadline(this.config, *this.last_progress, half_closed);
+            let look = blocked.then(|| (*this.last_progress).max(*this.last_look) + LOOK);
+            let Some(deadline) = idle.into_iter().chain(look).min() else {
                 return Poll::Pending;
             };
             // Progress moves the deadline on, but the timer is moved only when it fires, or when it is too late.
@@ -237,10 +247,18 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
                 Some(timer) if timer.deadline() > deadline => timer.reset(deadline),
                 Some(mut timer) => {
                     ready!(timer.as_mut().poll(cx));
-                    if deadline <= Instant::now() {
+                    let now = Instant::now();
+                    if idle.is_some_and(|idle| idle <= now) {
                         return Poll::Ready(if half_closed { End::HalfClosed } else { End::Idle });
                     }
-                    timer.reset(deadline);
+                    if look.is_none_or(|look| now < look) {
+                        timer.reset(deadline);
+                        continue;
+                    }
+                    *this.last_look = now;
+                    if let Poll::Ready(Err(error)) = Pin::new(&mut *this.stream).poll_write(cx, &[]) {
+                        return Poll::Ready(End::TargetLost(error));
+                    }
                 }
             }
         }
@@ -272,6 +290,8 @@ struct Ways<'a, U, S> {
     unsent: &'a mut Bytes,
     appetite: &'a mut usize,
     progress: bool,
+    /// The stream has something for the user, who does not take it.
+    blocked: bool,
 }
 
 impl<U: Connection, S: ByteStream> Ways<'_, U, S> {
@@ -375,7 +395,11 @@ impl<U: Connection, S: ByteStream> Ways<'_, U, S> {
                         *self.down = Way::Ending;
                         continue;
                     }
-                    let taken = ready!(poll_write(self.user, cx, chunk)).map_err(Failure::User)?;
+                    let Poll::Ready(taken) = poll_write(self.user, cx, chunk) else {
+                        self.blocked = true;
+                        return Poll::Pending;
+                    };
+                    let taken = taken.map_err(Failure::User)?;
                     self.progress = true;
                     Pin::new(&mut *self.stream).consume(taken);
                     *self.down = Way::Open { flushed: false };
@@ -585,6 +609,22 @@ mod tests {
         let mut play = Play::new(4);
         play.target.write_all(b"12345678").await.unwrap();
         assert!(matches!(play.relay.await.unwrap(), End::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_who_does_not_read_does_not_keep_a_stream_that_is_lost() {
+        let lost = Script { answer: b"12345678", end: Ok(()), sink: Err(io::ErrorKind::ConnectionReset) };
+        let (mut user, near) = duplex(4);
+        let since = Instant::now();
+        let relay = tokio::spawn(relay(near, lost, RelayConfig::default()));
+        // While they read, they get what there is.
+        for _ in 0..3 {
+            tokio::time::sleep(LOOK - Duration::from_secs(1)).await;
+            user.read_u8().await.unwrap();
+        }
+        assert!(matches!(relay.await.unwrap(), End::TargetLost(_)));
+        let passed = since.elapsed();
+        assert!((3 * LOOK..5 * LOOK).contains(&passed), "{passed:?}");
     }
 
     #[tokio::test(start_paused = true)]

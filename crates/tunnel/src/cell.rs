@@ -334,6 +334,14 @@ impl State {
         }
     }
 
+    /// Whether the reader may still come to a clean end.
+    pub(crate) fn check_alive(&self) -> io::Result<()> {
+        match self.reset {
+            Some(reset) if !self.fin_received => Err(reset.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Moves what was received into `reading`, which is empty and stays so at a clean end. `owed` are bytes read since
     /// the last call. Also, whether the driver must be rung.
     pub(crate) fn poll_inbox(

@@ -25,7 +25,8 @@ const REPORT: u32 = 64 * 1024;
 /// received before is read first, and a fin that came before is a clean end whatever follows.
 ///
 /// As `AsyncBufRead` it hands out the chunks it received, without a copy. Writes are taken as long as less than the
-/// tunnel's `send_buffer` waits, and need no flush.
+/// tunnel's `send_buffer` waits, and need no flush. One of nothing fails once the stream is lost and its reader, who
+/// may have more to read, is not going to see a clean end.
 ///
 /// A stream opened for udp carries datagrams, each behind its length as a big-endian `u16`
 /// ([`Datagrams`](anyproxy_core::Datagrams)); its writes never wait, and drop what there is no room for.
@@ -245,7 +246,7 @@ impl AsyncWrite for Stream {
         }
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
         if total == 0 {
-            return Poll::Ready(Ok(0));
+            return Poll::Ready(self.cell.lock().check_alive().map(|()| 0));
         }
         let room = ready!(self.cell.poll_room(cx, self.shared.send_buffer()))?;
         let taken = total.min(room as usize);
