@@ -42,6 +42,9 @@ pub(crate) struct Route {
     pub(crate) max_forwards: Option<u32>,
     /// An extended CONNECT (RFC 8441): an upgrade that the user says in HTTP/2's words.
     pub(crate) extended: bool,
+    /// What the target must answer to the key that was made up for it. Only an extended CONNECT has one; a user who
+    /// upgrades in HTTP/1.1 has the key and looks for themselves.
+    pub(crate) proof: Option<HeaderValue>,
 }
 
 impl Ask {
@@ -74,7 +77,7 @@ impl Ask {
         let (target, host) = absolute(parts)?;
         let upgrade = upgrade(parts).filter(|_| framing == RequestBody::None);
         let max_forwards = max_forwards.map(|left| left - 1);
-        let route = Route { target, host, body: framing, expects, upgrade, max_forwards, extended: false };
+        let route = Route { target, host, body: framing, expects, upgrade, max_forwards, extended: false, proof: None };
         Ok(Self::Forward(route))
     }
 }
@@ -252,20 +255,28 @@ fn extended(parts: &Parts, protocol: &str) -> Result<Ask, Refusal> {
         upgrade: Some(HeaderValue::from_static("websocket")),
         max_forwards: None,
         extended: true,
+        proof: None,
     }))
 }
 
-/// What HTTP/1.1 wants to see of a WebSocket and an extended CONNECT does not say (RFC 6455 section 4.1).
-pub(crate) fn complete_websocket(headers: &mut HeaderMap) {
+/// What HTTP/1.1 wants to see of a WebSocket and an extended CONNECT does not say (RFC 6455 section 4.1). By what is
+/// returned the target proves that it has understood (section 4.2.2).
+pub(crate) fn complete_websocket(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    use sha1::{Digest as _, Sha1};
     use std::hash::{BuildHasher as _, RandomState};
+
+    const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
     // Not a secret: it only must not repeat (RFC 6455 section 10.3).
     let nonce =
         [RandomState::new().hash_one(1), RandomState::new().hash_one(2)].map(u64::to_be_bytes).concat();
     let key = general_purpose::STANDARD.encode(nonce);
+    let proof = general_purpose::STANDARD.encode(Sha1::digest([key.as_str(), GUID].concat()));
     if let Ok(key) = HeaderValue::try_from(key) {
         headers.insert(header::SEC_WEBSOCKET_KEY, key);
     }
     headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert_with(|| HeaderValue::from_static("13"));
+    HeaderValue::try_from(proof).ok()
 }
 
 #[cfg(test)]

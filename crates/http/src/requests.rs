@@ -26,7 +26,7 @@ use crate::fields::{RequestHead, clean_response};
 use crate::refusal::{Fault, Refusal};
 use crate::reuse::Lease;
 use crate::session::{Busy, Session, within};
-use crate::wire::{ResponseHead, content_length};
+use crate::wire::{Malformed, ResponseHead, content_length};
 
 /// The streams that a gateway stack dials.
 pub type StreamOf<M> = <<M as Service<Login>>::Response as Service<Dial>>::Response;
@@ -152,7 +152,7 @@ impl<M: GatewayStack> Served<M> {
         dials: impl DialService<Response = StreamOf<M>>,
         mut parts: Parts,
         body: B,
-        route: Route,
+        mut route: Route,
         busy: Busy,
     ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
     where
@@ -160,7 +160,7 @@ impl<M: GatewayStack> Served<M> {
     {
         if route.extended {
             parts.method = Method::GET;
-            complete_websocket(&mut parts.headers);
+            route.proof = complete_websocket(&mut parts.headers);
         }
         let mut body = Left::of(route.body).map(|left| (body, left));
         // A stream that was kept may have been closed by its target at this very moment. What certainly changes
@@ -275,6 +275,13 @@ impl<M: GatewayStack> Served<M> {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
+        if route.proof.is_some() {
+            // Whoever answers 101 without it has not read the request as a WebSocket's.
+            let mut accepts = head.headers.get_all(header::SEC_WEBSOCKET_ACCEPT).iter();
+            if accepts.next() != route.proof.as_ref() || accepts.next().is_some() {
+                return Err(Refusal::from(Fault::Malformed(Malformed::Upgrade)).towards(&route.target));
+            }
+        }
         let busy = exchange.busy().clone();
         let protocol = head.headers.get(header::UPGRADE).cloned();
         let mut headers = head.headers;

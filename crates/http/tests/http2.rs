@@ -186,9 +186,7 @@ async fn an_extended_connect_is_a_websocket_at_the_target() {
     ] {
         assert!(head.contains(field), "{head}");
     }
-    target
-        .say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\nSec-WebSocket-Protocol: chat\r\n\r\nfirst")
-        .await;
+    target.say(&format!("{}Sec-WebSocket-Protocol: chat\r\n\r\nfirst", switching(&proof(&head)))).await;
     let response = response.await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["sec-websocket-protocol"], "chat");
@@ -197,6 +195,41 @@ async fn an_extended_connect_is_a_websocket_at_the_target() {
     assert_eq!(receive.data().await.unwrap().unwrap(), "first");
     send.send_data("frame".into(), false).unwrap();
     assert_eq!(target.take(5).await, "frame");
+}
+
+#[tokio::test]
+async fn a_target_that_has_not_read_the_key_gets_no_websocket() {
+    for accept in ["", "x", "two"] {
+        let stage = Stage::open();
+        let mut user = connect(&stage).await;
+        let (response, _send) = user.ask(extended("websocket", "http://t/chat"), false);
+        let mut target = stage.target().await;
+        let head = target.head().await;
+        let answer = match accept {
+            "" => "HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n".to_owned(),
+            "two" => format!("{}Sec-WebSocket-Accept: x\r\n", switching(&proof(&head))),
+            wrong => switching(wrong),
+        };
+        target.say(&format!("{answer}\r\nsecret")).await;
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY, "{accept}");
+        assert!(!read(response.into_body()).await.unwrap().contains("secret"));
+    }
+}
+
+fn switching(accept: &str) -> String {
+    format!(
+        "HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n"
+    )
+}
+
+/// What proves that the request was read (RFC 6455 section 4.2.2).
+fn proof(head: &str) -> String {
+    use base64::Engine as _;
+    use sha1::Digest as _;
+    let key = head.split("sec-websocket-key: ").nth(1).and_then(|rest| rest.split("\r\n").next()).unwrap();
+    let digest = sha1::Sha1::digest(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
+    base64::engine::general_purpose::STANDARD.encode(digest)
 }
 
 #[tokio::test]
