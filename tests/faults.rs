@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
@@ -247,6 +247,50 @@ async fn f2_when_the_gateway_is_killed_its_client_comes_back_to_the_next() -> Re
     assert!(returned.elapsed() < Duration::from_secs(12));
     assert_eq!(code(&stage, &target.url("/hello")).await?, "200");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i5_who_is_in_the_middle_of_a_transfer_when_a_process_is_killed_sees_a_reset() -> Result {
+    let _turn = alone().await;
+    for killed in ["gateway", "client"] {
+        let mut stage = Stage::start()?;
+        let (ends, mut ended) = mpsc::unbounded_channel();
+        // Says something, and then reads to whatever end there is.
+        let target = Target::start(move |mut stream: TcpStream| {
+            let ends = ends.clone();
+            async move {
+                let _ = stream.write_all(b"begun").await;
+                let _ = ends.send(to_the_end(&mut stream).await);
+                Ok(())
+            }
+        })
+        .await?;
+        let mut users = Vec::new();
+        for way in Way::ALL {
+            let mut user = tunnel(&stage, way, target.addr()).await?;
+            user.read_exact(&mut [0; 5]).await?;
+            user.write_all(b"half of it").await?;
+            users.push(user);
+        }
+        if killed == "gateway" { stage.gateway.kill()? } else { stage.client.kill()? }
+        for user in &mut users {
+            let end = timeout(Duration::from_secs(3), to_the_end(user)).await?;
+            assert_eq!(end, Err(ErrorKind::ConnectionReset), "a user, {killed} killed");
+            let end = timeout(Duration::from_secs(3), ended.recv()).await?;
+            assert_eq!(end, Some(Err(ErrorKind::ConnectionReset)), "a target, {killed} killed");
+        }
+    }
+    Ok(())
+}
+
+async fn to_the_end(stream: &mut TcpStream) -> std::result::Result<(), ErrorKind> {
+    loop {
+        match stream.read(&mut [0; 4096]).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error.kind()),
+        }
+    }
 }
 
 /// Whether this line says that a drain begins.
