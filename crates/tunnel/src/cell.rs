@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use anyproxy_mux::frame::{MIN_WINDOW, ResetCode, StreamId};
@@ -13,6 +12,8 @@ use anyproxy_mux::{Chunks, Memory, Share};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::StreamReset;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Datagrams that wait on one stream, each way. The newest is dropped when they are more.
 const MAX_DATAGRAMS: usize = 256;
@@ -37,6 +38,9 @@ const REPORT_WHEN_EMPTY: u32 = MIN_WINDOW / 2;
 ///
 /// The lock is held for a few lines and never while something is copied, woken or sent. There is one per stream,
 /// idle ones too, so it is small: below 200 bytes, and an idle stream has nothing else here.
+///
+/// Whoever may wait for a fact looks for it under the lock and leaves its waker there; whoever makes it true takes the
+/// waker under the same lock. `model` plays this.
 pub(crate) struct Cell {
     /// The stream's number; 0 until the multiplexer gave it one.
     id: AtomicU32,
@@ -44,6 +48,9 @@ pub(crate) struct Cell {
     unsent: AtomicU32,
     state: Mutex<State>,
 }
+
+#[cfg(not(test))]
+const _: () = assert!(size_of::<Cell>() + 2 * size_of::<usize>() <= 200, "an idle cell is small");
 
 #[derive(Default)]
 pub(crate) struct State {
@@ -490,12 +497,4 @@ impl Bell {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_idle_cell_is_small() {
-        let size = size_of::<Cell>() + 2 * size_of::<usize>();
-        assert!(size <= 200, "{size} bytes");
-    }
-}
+mod model;

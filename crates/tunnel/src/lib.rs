@@ -64,6 +64,7 @@ mod gateway;
 
 mod cell;
 mod stream;
+mod sync;
 
 mod driver;
 mod link;

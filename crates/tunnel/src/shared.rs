@@ -2,7 +2,7 @@
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyproxy_mux::Memory;
@@ -10,6 +10,7 @@ use anyproxy_mux::frame::GoAwayCode;
 use tokio::sync::watch;
 
 use crate::cell::Bell;
+use crate::sync::{Mutex, MutexGuard};
 use crate::{CloseReason, Config};
 
 /// How long nothing may leave, though something waits, before a tunnel counts as stalled.
