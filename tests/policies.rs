@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyproxy_tests::{HttpTarget, Options, Output, Result, Stage, Target, Way, run, tool, tunnel, until};
+use anyproxy_tests::{
+    HttpTarget, Options, Output, Result, Stage, Target, USER, Way, run, socks5_request, tool, tunnel, until,
+};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -154,6 +156,44 @@ async fn a_user_s_bytes_come_no_faster_than_they_may() -> Result {
 }
 
 // === Groups ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a11_who_may_not_use_a_network_is_told_so_when_they_ask_for_it() -> Result {
+    const ASSOCIATE: &[u8] = &[3, 0, 1, 0, 0, 0, 0, 0, 0];
+    let only = |network: &str, user: &str| Options {
+        gateway: format!(
+            "  access: {{ rules: [ {{ deny: ['*'], users: [{user}], protocols: [{network}] }} ], default: allow }}"
+        ),
+        ..Options::default()
+    };
+    let target = HttpTarget::start().await?;
+    for (denied, user, associates, connects) in
+        [("udp", USER, 2, "200 "), ("udp", "bob", 0, "200 "), ("tcp", USER, 0, "403 ")]
+    {
+        let mut stage = Stage::with(&only(denied, user))?;
+        let reply = associate(&stage, ASSOCIATE).await?;
+        assert_eq!(reply, associates, "{denied} denied to {user}");
+        assert_eq!(code(&stage, &target.url("/hello")).await?, connects, "{denied} denied to {user}");
+        stage.client.kill()?;
+        if associates == 0 {
+            assert_eq!(associate(&stage, ASSOCIATE).await?, 3, "nobody is there");
+        }
+    }
+    // The client's own rules say the same, later and by the same word.
+    let options = Options { client: "  protocols: [tcp]".to_owned(), ..Options::default() };
+    assert_eq!(associate(&Stage::with(&options)?, ASSOCIATE).await?, 2);
+    Ok(())
+}
+
+/// The code of the reply; one of success tells an address.
+async fn associate(stage: &Stage, request: &[u8]) -> Result<u8> {
+    let mut user = socks5_request(stage, request).await?;
+    let mut reply = [0; 10];
+    user.read_exact(&mut reply).await?;
+    let address = u32::from_be_bytes([reply[4], reply[5], reply[6], reply[7]]);
+    assert_eq!(reply[1] == 0, address != 0, "{reply:?}");
+    Ok(reply[1])
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn users_reach_the_networks_of_their_groups_and_no_other() -> Result {

@@ -17,7 +17,7 @@ pub use program::Program;
 pub use stage::{Options, PASSWORD, Stage, USER, free_port};
 pub use target::{HttpTarget, RefusingTarget, SilentTarget, Target};
 pub use tool::{Output, node, python, run, script, tool, tools_dir};
-pub use user::{Way, head, socks5_reply, tunnel};
+pub use user::{Way, head, socks5_reply, socks5_request, tunnel};
 
 /// How long anything may take that should take moments.
 pub const PATIENCE: Duration = Duration::from_secs(30);

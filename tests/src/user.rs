@@ -61,6 +61,18 @@ pub async fn tunnel(stage: &Stage, way: Way, target: SocketAddr) -> Result<TcpSt
 /// Logs in at the SOCKS5 front, sends `request` without its version, and returns the code of the reply, which must
 /// tell no address.
 pub async fn socks5_reply(stage: &Stage, request: &[u8]) -> Result<(u8, TcpStream)> {
+    let mut stream = socks5_request(stage, request).await?;
+    let mut reply = [0; 10];
+    stream.read_exact(&mut reply).await?;
+    if reply[0] == 5 && reply[2..] == [0, 1, 0, 0, 0, 0, 0, 0] {
+        Ok((reply[1], stream))
+    } else {
+        Err(format!("not a reply without an address: {reply:?}").into())
+    }
+}
+
+/// Logs in at the SOCKS5 front, and sends `request` without its version; the reply is next.
+pub async fn socks5_request(stage: &Stage, request: &[u8]) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(stage.socks5_addr()).await?;
     stream.set_nodelay(true)?;
     stream.write_all(&[5, 1, 2]).await?;
@@ -72,13 +84,7 @@ pub async fn socks5_reply(stage: &Stage, request: &[u8]) -> Result<(u8, TcpStrea
     stream.write_all(&login).await?;
     expect(&mut stream, &[1, 0]).await?;
     stream.write_all(&[&[5], request].concat()).await?;
-    let mut reply = [0; 10];
-    stream.read_exact(&mut reply).await?;
-    if reply[0] == 5 && reply[2..] == [0, 1, 0, 0, 0, 0, 0, 0] {
-        Ok((reply[1], stream))
-    } else {
-        Err(format!("not a reply without an address: {reply:?}").into())
-    }
+    Ok(stream)
 }
 
 /// A head as it arrives, up to the empty line and not a byte further.

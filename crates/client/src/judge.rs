@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyproxy_acl::{Policy, Question, Verdict, dialable};
 use anyproxy_core::{Account, Association, Front, Host, Identity, Network, Target};
@@ -85,6 +85,10 @@ impl<'a> Judge<'a> {
 /// A gateway sends names in their canonical form. From one that does not, an address in disguise must not pass as a
 /// name.
 fn told_target(open: &Open) -> Result<Target, OpenErr> {
+    let unspecified = HostRef::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    if open.port == 0 && open.host == unspecified && matches!(open.network, frame::Network::Udp { .. }) {
+        return Ok(Target::UNSPECIFIED);
+    }
     let host = match &open.host {
         HostRef::Ip(address) => Ok((*address).into()),
         HostRef::Name(name) => Host::parse(name),

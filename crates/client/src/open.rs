@@ -15,9 +15,9 @@ use tracing::Instrument as _;
 use crate::access::AccessLine;
 use crate::judge::Judge;
 use crate::race;
-use crate::relay::{Patience, Relay};
+use crate::relay::{Passed, Patience, Relay};
 use crate::serve::Context;
-use crate::udp::{Association, Flow};
+use crate::udp::{self, Association, Flow};
 
 /// Answers `request` and carries its stream until both ways have ended. `policy` are the gateway's rules that
 /// judged it there; they hold here too.
@@ -36,6 +36,11 @@ pub(crate) async fn serve(context: Arc<Context>, request: OpenRequest, policy: O
             let end = relay.as_mut().await;
             line.ended(&relay.passed(), end);
         }
+        Reached::Association(association) => {
+            drop(context);
+            let (passed, end) = (Passed::default(), Box::pin(udp::keep(association, stream)).await);
+            line.ended(&passed, end);
+        }
         Reached::Udp(association, socket, destination) => {
             let idle = context.client.config.udp_idle_timeout;
             drop(context);
@@ -52,6 +57,7 @@ pub(crate) async fn serve(context: Arc<Context>, request: OpenRequest, policy: O
 /// What an open leads to.
 enum Reached {
     Tcp(TcpStream, SocketAddr),
+    Association(Arc<Association>),
     Udp(Arc<Association>, Arc<UdpSocket>, SocketAddr),
 }
 
@@ -74,9 +80,12 @@ async fn answer(
     };
     match reached {
         Some(Ok(reached)) => {
-            let (Reached::Tcp(_, address) | Reached::Udp(_, _, address)) = reached;
+            let address = match &reached {
+                Reached::Tcp(_, address) | Reached::Udp(_, _, address) => Some(*address),
+                Reached::Association(_) => None,
+            };
             let took_us = Some(line.opened());
-            let stream = request.accept(OpenOk { address: Some(address), took_us, window: None });
+            let stream = request.accept(OpenOk { address, took_us, window: None });
             Some((line, stream, reached))
         }
         Some(Err(why)) => {
@@ -112,6 +121,11 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
     let rules = context.client.rules.load_full();
     let judge = Judge::new(open, &context.client.config.open_ports, &rules, policy.as_deref())?;
     judge.name()?;
+    if let (Network::Udp { association }, true) = (open.network, judge.target().is_unspecified()) {
+        let association = context.associations.join(association, &context.client.tasks);
+        let opened = association.open().map(|()| Reached::Association(association));
+        return opened.map_err(|error| OpenErr::new(race::class_of(&error), error.to_string()));
+    }
     let addresses = match judge.target().host() {
         Host::Ip(address) => vec![*address],
         Host::Name(name) => {

@@ -68,6 +68,12 @@ impl Associations {
 }
 
 impl Association {
+    /// Takes a socket before there is a destination, of either family: that there is one is what a user is told.
+    pub(crate) fn open(&self) -> io::Result<()> {
+        let any = |ip: IpAddr| self.socket((ip, 0).into()).map(drop);
+        any(Ipv4Addr::UNSPECIFIED.into()).or_else(|_| any(Ipv6Addr::UNSPECIFIED.into()))
+    }
+
     /// The socket that reaches `destination`.
     pub(crate) fn socket(&self, destination: SocketAddr) -> io::Result<Arc<UdpSocket>> {
         let mut slot = lock(&self.sockets[usize::from(destination.is_ipv6())]);
@@ -202,6 +208,22 @@ async fn receive(socket: Arc<UdpSocket>, routes: Arc<Routes>) {
         }
         SPARE.set(spare);
     }
+}
+
+/// Keeps an association while its own stream lives, on which nothing is said.
+pub(crate) async fn keep(association: Arc<Association>, stream: Stream) -> End {
+    let mut stream = Datagrams::new(stream);
+    let mut ignored = BytesMut::new();
+    let end = loop {
+        ignored.clear();
+        match stream.recv(&mut ignored).await {
+            Ok(true) => {}
+            Ok(false) => break End::Whole,
+            Err(_) => break End::UserLost,
+        }
+    };
+    drop(association);
+    end
 }
 
 // === Flow ===

@@ -32,7 +32,7 @@ impl Association {
 pub enum Network {
     /// A stream of bytes.
     Tcp,
-    /// Datagrams to one destination of an association; on the stream, each behind a `u16` length
+    /// Datagrams to one destination of an association, or the [association itself](Dial::associate); on the stream, each behind a `u16` length
     /// ([`Datagrams`](crate::Datagrams)).
     Udp(Association),
 }
@@ -99,6 +99,14 @@ impl Dial {
     #[must_use]
     pub fn udp(association: Association, target: Target, source: SocketAddr, front: Front) -> Self {
         Self::new(Network::Udp(association), target, source, front)
+    }
+
+    /// A dial for `association` itself, for nobody in particular: whether there may be one, and at which client. Its
+    /// target is [`Target::UNSPECIFIED`], and nothing is carried on its stream; where that is served, the flows of the
+    /// association follow.
+    #[must_use]
+    pub fn associate(association: Association, source: SocketAddr, front: Front) -> Self {
+        Self::new(Network::Udp(association), Target::UNSPECIFIED, source, front)
     }
 
     fn new(network: Network, target: Target, source: SocketAddr, front: Front) -> Self {

@@ -145,7 +145,7 @@ fn canonical_name(text: &str) -> Result<Cow<'_, str>, InvalidTarget> {
     if labels_fit && name.len() <= MAX_NAME { Ok(name) } else { Err(InvalidTarget::Host) }
 }
 
-/// Where a dial goes: a host and a port other than 0.
+/// Where a dial goes: a host and a port other than 0; or, of an association, [nowhere yet](Target::UNSPECIFIED).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     host: Host,
@@ -153,6 +153,10 @@ pub struct Target {
 }
 
 impl Target {
+    /// What a dial for an [association itself](crate::Dial::associate) has in place of a destination: the unspecified
+    /// address and port 0, which no other target has.
+    pub const UNSPECIFIED: Self = Self { host: Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port: 0 };
+
     /// Joins a host and a port.
     ///
     /// # Errors
@@ -181,10 +185,16 @@ impl Target {
         &self.host
     }
 
-    /// The port; never 0.
+    /// The port; never 0, but of [`Target::UNSPECIFIED`].
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Whether this is [`Target::UNSPECIFIED`].
+    #[must_use]
+    pub const fn is_unspecified(&self) -> bool {
+        self.port == 0
     }
 }
 

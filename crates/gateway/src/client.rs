@@ -16,7 +16,7 @@ use tower::Service;
 
 use crate::account::ClientAccount;
 use crate::error::NotServed;
-use crate::pins::Pin;
+use crate::pins::{Hold, Pin};
 use crate::registry::Common;
 
 // What accounts may be called is what fits the wire: a user who could log in and never dial would be a riddle.
@@ -83,7 +83,7 @@ pub type ClientStream = Guarded<Stream, Carried>;
 #[derive(Debug)]
 pub struct Carried {
     streams: Arc<AtomicUsize>,
-    _pin: Option<Arc<Pin>>,
+    _pin: Option<Hold>,
     _counted: TaskTrackerToken,
 }
 
@@ -174,11 +174,13 @@ impl Client {
         }
         let pin = match dial.network {
             Network::Tcp => None,
-            Network::Udp(association) => Some(
-                common.pins.hold(association, self).map_err(|_| NotServed::pinned_elsewhere(self.id()))?,
-            ),
+            Network::Udp(association) => {
+                let held = common.pins.hold(association, self, !dial.target.is_unspecified());
+                Some(held.map_err(|_| NotServed::pinned_elsewhere(self.id()))?)
+            }
         };
-        let link = self.link(pin.as_deref()).ok_or_else(|| NotServed::no_tunnel(self.id()))?.clone();
+        let link =
+            self.link(pin.as_ref().map(Hold::pin)).ok_or_else(|| NotServed::no_tunnel(self.id()))?.clone();
         link.streams.fetch_add(1, Ordering::Relaxed);
         let streams = link.streams.clone();
         Ok((link, Carried { streams, _pin: pin, _counted: common.streams.token() }))

@@ -1,7 +1,9 @@
 //! Which client serves an association: the first that served a flow of it, for as long as one of its flows lives.
+//! Where there is none, the one that granted the association itself is only the first to be asked: a route may take the
+//! first flow elsewhere.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyproxy_core::Association;
@@ -12,14 +14,23 @@ use crate::client::Client;
 #[derive(Debug, Default)]
 pub(crate) struct Pins(Mutex<HashMap<Association, Weak<Pin>>>);
 
-/// Held by every flow of an association.
+/// A client with an association.
 #[derive(Debug)]
 pub(crate) struct Pin {
     association: Association,
     client: Client,
+    /// Flows under way and living; without any, the pin gives way.
+    flows: AtomicUsize,
     /// The tunnel of that client; its sockets for the association belong to one tunnel.
     session: AtomicU64,
     pins: Arc<Pins>,
+}
+
+/// Held by every flow of an association, and by what keeps the association itself.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pin: Arc<Pin>,
+    flows: usize,
 }
 
 /// The association's flows leave from another client, which is alive.
@@ -32,38 +43,37 @@ impl Pins {
         Some(pin.client.id().clone())
     }
 
-    /// Joins the association's flows at `client`, or makes it theirs if they have no living client.
+    /// Joins the association at `client`, or makes it the association's if it has no living client with a flow.
+    /// `flow` is whether it is one that joins.
     pub(crate) fn hold(
         self: &Arc<Self>,
         association: Association,
         client: &Client,
-    ) -> Result<Arc<Pin>, PinnedElsewhere> {
+        flow: bool,
+    ) -> Result<Hold, PinnedElsewhere> {
         let mut pins = self.lock();
         // Dropped after the lock: the last pin's drop takes it again.
         let old = pins.get(&association).and_then(Weak::upgrade);
-        match old {
-            Some(pin) if pin.client.id() == client.id() => {
-                drop(pins);
-                Ok(pin)
-            }
-            Some(pin) if pin.client.is_usable() => {
-                drop(pins);
-                drop(pin);
-                Err(PinnedElsewhere)
-            }
-            old => {
+        let joined = match &old {
+            Some(pin) if pin.client.id() == client.id() => Ok(pin.clone()),
+            Some(pin) if pin.has_flows() && pin.client.is_usable() => Err(PinnedElsewhere),
+            _ => {
                 let pin = Arc::new(Pin {
                     association,
                     client: client.clone(),
+                    flows: AtomicUsize::new(0),
                     session: AtomicU64::new(0),
                     pins: self.clone(),
                 });
                 pins.insert(association, Arc::downgrade(&pin));
-                drop(pins);
-                drop(old);
                 Ok(pin)
             }
-        }
+        };
+        // Counted under the lock, so that nobody takes the association elsewhere meanwhile.
+        let held = joined.map(|pin| Hold::new(pin, usize::from(flow)));
+        drop(pins);
+        drop(old);
+        held
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Association, Weak<Pin>>> {
@@ -72,7 +82,28 @@ impl Pins {
     }
 }
 
+impl Hold {
+    fn new(pin: Arc<Pin>, flows: usize) -> Self {
+        pin.flows.fetch_add(flows, Ordering::Relaxed);
+        Self { pin, flows }
+    }
+
+    pub(crate) fn pin(&self) -> &Pin {
+        &self.pin
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.pin.flows.fetch_sub(self.flows, Ordering::Relaxed);
+    }
+}
+
 impl Pin {
+    fn has_flows(&self) -> bool {
+        self.flows.load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn session(&self) -> u64 {
         self.session.load(Ordering::Relaxed)
     }

@@ -305,7 +305,7 @@ impl Endpoints for Clients {
         }
         let routed = self.group_of(dial);
         let group = routed.as_deref().unwrap_or_else(|| dial.identity.group());
-        let Some(all) = self.0.present.borrow().groups.get(group).cloned() else { return Arc::default() };
+        let Some(all) = self.0.present.borrow().serving(group, dial).cloned() else { return Arc::default() };
         if let Network::Udp(association) = dial.network
             && let Some(id) = self.0.common.pins.client(association)
             && let Some(client) = all.iter().find(|client| *client.id() == id && client.is_usable())
@@ -327,22 +327,38 @@ impl Endpoints for Clients {
     fn served(&self, dial: &Dial) -> impl Future<Output = ()> + Send + 'static {
         let only = dial.extensions.get().map(|OnlyClient(id)| id.clone());
         let group = self.group_of(dial).unwrap_or_else(|| dial.identity.group().into());
+        let groups: Vec<Arc<str>> = others(dial).map(Into::into).collect();
         let mut present = self.0.present.subscribe();
         async move {
             // The only error is that the registry is gone, and nobody waits for one that is.
             let _ = present
                 .wait_for(|present| match &only {
                     Some(id) => present.seats.get(id).is_some_and(|seat| seat.client.is_usable()),
-                    None => present.groups.get(&group).is_some_and(|all| all.iter().any(Client::is_usable)),
+                    None => [&group].into_iter().chain(&groups).any(|group| present.serves(group)),
                 })
                 .await;
         }
     }
 }
 
+/// The groups that may serve a dial besides the one it is for. A user's association has no target that a route could
+/// look at: there may be one wherever one of its flows could go.
+fn others(dial: &Dial) -> impl Iterator<Item = &str> {
+    dial.target.is_unspecified().then(|| dial.identity.groups()).into_iter().flatten()
+}
+
 // === impl Present ===
 
 impl Present {
+    /// The clients of the group; for an association without any there, those of the user's next group.
+    fn serving(&self, group: &str, dial: &Dial) -> Option<&Arc<[Client]>> {
+        [group].into_iter().chain(others(dial)).find_map(|group| self.groups.get(group))
+    }
+
+    fn serves(&self, group: &str) -> bool {
+        self.groups.get(group).is_some_and(|all| all.iter().any(Client::is_usable))
+    }
+
     fn seat(&mut self, claim: &Claim, link: Link, common: &Arc<Common>) -> Result<(), Refusal> {
         let newcomer = |link| {
             let Claim { id, instance, group, account } = claim.clone();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_core::{
-    Association, Dial, DialService as _, Endpoint as _, Endpoints as _, Fault, Network, Outcome,
-    RulesVersion, TraceParent,
+    Account, Association, Dial, DialService as _, Endpoint as _, Endpoints as _, Fault, Network, Outcome,
+    RulesVersion, Target, TraceParent,
 };
 use anyproxy_gateway::{Clients, Config, OnlyClient};
 use anyproxy_tunnel::frame::{ClientHello, GoAwayCode, OpenErr, OpenErrClass, OpenOk};
@@ -206,7 +206,7 @@ async fn a_route_sends_a_dial_to_another_group_only_if_its_user_holds_it() {
     house.clients.set_routes(|_: &Dial| Some(Arc::from("green")));
     assert_eq!(house.ids("blue"), ["in-blue"]);
     let mut both = dial("blue");
-    both.identity = anyproxy_core::Account::new("alice", ["blue", "green"]).into();
+    both.identity = Account::new("alice", ["blue", "green"]).into();
     assert_eq!(&**house.clients.snapshot(&both)[0].id(), "in-green");
 }
 
@@ -249,6 +249,41 @@ async fn the_flows_of_an_association_stay_with_one_client_and_one_tunnel_while_o
     drop(flows);
     assert_eq!(house.clients.snapshot(&flow()).len(), 2);
     other.dial(flow()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_association_stays_where_it_was_granted_unless_its_first_flow_goes_elsewhere() {
+    let house = House::new(Config::default());
+    let mut echoes = Vec::new();
+    for id in ["room-1", "room-2"] {
+        echoes.push(house.client(id, 1).await.echo());
+    }
+    let association = Association::new();
+    let itself = || Dial { target: Target::UNSPECIFIED, network: Network::Udp(association), ..dial("blue") };
+    let flow = || Dial { network: Network::Udp(association), ..dial("blue") };
+    let [one, other] = [house.serving("blue").remove(0), house.serving("blue").remove(1)];
+    let kept = one.dial(itself()).await.unwrap();
+    assert_eq!(house.clients.snapshot(&flow())[0].id(), one.id());
+    // A route has sent it to another one, where it has its flows from now on.
+    let living = other.dial(flow()).await.unwrap();
+    assert_eq!(house.clients.snapshot(&flow())[0].id(), other.id());
+    assert!(one.dial(flow()).await.is_err());
+    drop(living);
+    one.dial(flow()).await.unwrap();
+    drop(kept);
+    assert_eq!(house.clients.snapshot(&flow()).len(), 2);
+}
+
+#[tokio::test]
+async fn an_association_is_granted_by_any_group_its_user_holds() {
+    let house = House::new(Config::default());
+    let _peer = house.client("room-1", 1).await;
+    let mut dial = dial("red");
+    dial.identity = Account::new("alice", ["red", "blue"]).into();
+    assert!(house.clients.snapshot(&dial).is_empty());
+    let itself = Dial { target: Target::UNSPECIFIED, network: Network::Udp(Association::new()), ..dial };
+    assert_eq!(house.clients.snapshot(&itself).len(), 1);
+    house.clients.served(&itself).await;
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, ByteStream, Dial, DialService, Front, GatewayStack, Login, Outcome, Target};
+use anyproxy_core::{
+    Association, BoxError, ByteStream, Dial, DialService, Front, GatewayStack, Login, Outcome, Target,
+};
 use anyproxy_front::{Connection, DEFAULT_HANDSHAKE_TIMEOUT, Listener, Relay, RelayConfig, farewell, relay};
 use bytes::BytesMut;
 use pin_project_lite::pin_project;
@@ -137,7 +139,7 @@ impl<M: GatewayStack> Socks5<M> {
         match asked.request {
             Request::Connect(target) => self.connect(user, source, src, asked.dials, target).await,
             Request::Associate { from } => {
-                self.associate(user, source, asked.dials, asked.user, from).await;
+                self.associate(user, source, src, asked.dials, asked.user, from).await;
                 None
             }
         }
@@ -240,6 +242,7 @@ impl<M: GatewayStack> Socks5<M> {
         &self,
         mut user: U,
         source: SocketAddr,
+        mut early: BytesMut,
         dials: D,
         name: User,
         from: Option<SocketAddr>,
@@ -252,6 +255,22 @@ impl<M: GatewayStack> Socks5<M> {
             debug!(%source, "too many associations");
             return self.refuse(user, ReplyCode::GeneralFailure).await;
         };
+        let association = Association::new();
+        let dialled = tokio::select! {
+            dialled = dials.dial(Dial::associate(association, source, Front::SOCKS5)) => dialled,
+            () = gone(&mut user, &mut early) => {
+                debug!(%source, "the user left before their association stood");
+                return;
+            }
+        };
+        let stream = match dialled {
+            Ok(stream) => stream,
+            Err(error) => {
+                let code = reply_code(Outcome::of(&*error));
+                debug!(%source, error = &*error, ?code, "no association");
+                return self.refuse(user, code).await;
+            }
+        };
         let (socket, bound) = match udp::bind(user.local_addr(), &config) {
             Ok(bound) => bound,
             Err(error) => {
@@ -261,7 +280,14 @@ impl<M: GatewayStack> Socks5<M> {
         };
         let reply = Reply::associated(bound).encode();
         if let Ok(Ok(())) = timeout(self.handshake_timeout, say(&mut user, &reply)).await {
-            let end = udp::serve(&mut user, source, socket, dials, from, &config, self.drops.clone()).await;
+            drop(early);
+            let dial =
+                |target| Box::pin(dials.dial(Dial::udp(association, target, source, Front::SOCKS5))) as _;
+            let served = udp::serve(&mut user, source, socket, dial, from, &config, self.drops.clone());
+            let end = tokio::select! {
+                end = served => end,
+                never = udp::keep(stream) => match never {},
+            };
             debug!(%source, %end, "association ended");
         }
     }

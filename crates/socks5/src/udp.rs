@@ -1,6 +1,7 @@
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -8,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyproxy_core::{Association, Dial, DialService, Front, SourcePrefix};
+use anyproxy_core::{BoxFuture, ByteStream, SourcePrefix, Target};
 use anyproxy_front::{Connection, Throttle};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
 use tokio::net::UdpSocket;
 use tracing::warn;
 
@@ -26,7 +27,8 @@ const SOCKET_BUFFER: usize = 1024 * 1024;
 ///
 /// A user's association is a UDP port of the gateway, tied to the connection that asked for it. Each destination a
 /// user sends to is a dial of its own, through the same stack as every stream: what it denies costs that datagram
-/// and never the association.
+/// and never the association. Before the first of them the stack is asked for the
+/// [association itself](anyproxy_core::Dial::associate), so that who may reach nothing, or whom no client serves, is told so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpConfig {
     /// Whether at all (yes); if not, the reply is 07.
@@ -73,12 +75,13 @@ pub(crate) fn bind(local: Option<SocketAddr>, config: &UdpConfig) -> io::Result<
     Ok((UdpSocket::from_std(socket)?, SocketAddr::new(ip, bound.port())))
 }
 
-/// Carries datagrams until the control connection ends, or the user has been silent for too long.
-pub(crate) async fn serve<U: Connection, D: DialService>(
+/// Carries datagrams until the control connection ends, or the user has been silent for too long. `dial` reaches
+/// another destination of the association.
+pub(crate) async fn serve<U: Connection, S: ByteStream>(
     user: &mut U,
     source: SocketAddr,
     socket: UdpSocket,
-    dials: D,
+    dial: impl Fn(Target) -> BoxFuture<S>,
     from: Option<SocketAddr>,
     config: &UdpConfig,
     drops: Arc<UdpDrops>,
@@ -87,8 +90,6 @@ pub(crate) async fn serve<U: Connection, D: DialService>(
     if let Err(error) = socket.writable().await {
         return End::Socket(error);
     }
-    let association = Association::new();
-    let dial = |target| Box::pin(dials.dial(Dial::udp(association, target, source, Front::SOCKS5))) as _;
     // Behind a translator the user does not know the address they send from, and the port means nothing either.
     let port = from
         .filter(|from| from.ip().is_unspecified() || from.ip().to_canonical() == source.ip())
@@ -99,6 +100,19 @@ pub(crate) async fn serve<U: Connection, D: DialService>(
         () = ended(user) => End::Control,
         end = poll_fn(|cx| relay.poll(cx)) => end,
     }
+}
+
+/// Keeps an association's own stream, by which its client is told of the end, until that client is lost. The flows
+/// that are dialled then find another.
+pub(crate) async fn keep(mut stream: impl ByteStream) -> Infallible {
+    loop {
+        match stream.fill_buf().await.map(<[u8]>::len) {
+            Ok(0) | Err(_) => break,
+            Ok(length) => stream.consume(length),
+        }
+    }
+    drop(stream);
+    pending().await
 }
 
 /// Ready when the control connection has ended. Nothing more is to be said on it; what is said is not heard.

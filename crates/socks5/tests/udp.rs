@@ -38,6 +38,42 @@ async fn u1_an_association_ends_with_its_connection_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a11_who_may_have_no_association_is_told_so() {
+    for (outcome, code) in [(Outcome::Denied, 2), (Outcome::NoClient, 3), (Outcome::TimedOut, 6)] {
+        let stage = Stage::new(UdpConfig::default()).await;
+        *stage.net.refused.lock().unwrap() = Some(outcome);
+        let (mut control, reply) = stage.reply("0.0.0.0:0".parse().unwrap()).await;
+        assert_eq!(reply, [5, code, 0, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(control.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_association_is_a_dial_before_it_is_granted_and_ends_with_it() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, control) = stage.user().await;
+    assert_eq!(stage.net.standing(), 1);
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    let asked = stage.net.associations.lock().unwrap().clone();
+    assert_eq!(asked.iter().map(|dial| dial.network).collect::<Vec<_>>(), [stage.net.dials.lock().unwrap()[0].network]);
+    drop(control);
+    while stage.net.standing() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_association_outlives_the_client_that_it_began_at() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    stage.net.kept.lock().unwrap().clear();
+    while stage.net.standing() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+}
+
+#[tokio::test]
 async fn u2_only_the_user_s_address_may_send_and_the_first_datagram_pins_the_port() {
     let stage = Stage::new(UdpConfig::default()).await;
     let (mut user, _control) = stage.user().await;
@@ -194,7 +230,8 @@ async fn u10_a_stalled_way_costs_a_bounded_number_of_datagrams_and_nobody_else()
 async fn datagrams_wait_for_their_dial_a_few_of_them_and_in_order() {
     let (dials, mut asked) = by_hand();
     let stage = Stage::with("127.0.0.1:0", UdpConfig::default(), dials).await;
-    let (user, _control) = stage.user().await;
+    let granted = async { asked.recv().await.unwrap().connect() };
+    let ((user, _control), _association) = tokio::join!(stage.user(), granted);
     for number in 0..20 {
         user.send("192.0.2.1:53", &[number]).await;
     }
@@ -376,6 +413,12 @@ fn packet(target: &str, payload: &[u8]) -> Vec<u8> {
 struct Net {
     dials: Arc<Mutex<Vec<Dial>>>,
     living: Arc<AtomicUsize>,
+    associations: Arc<Mutex<Vec<Dial>>>,
+    standing: Arc<AtomicUsize>,
+    /// The client's ends of associations.
+    kept: Arc<Mutex<Vec<tokio::io::DuplexStream>>>,
+    /// What is said to who asks for an association.
+    refused: Arc<Mutex<Option<Outcome>>>,
     talk: Arc<Mutex<Option<tokio::sync::mpsc::Sender<&'static [u8]>>>>,
 }
 
@@ -384,10 +427,26 @@ impl Net {
         let net = self.clone();
         tower::service_fn(move |dial: Dial| {
             assert!(matches!(dial.network, Network::Udp(_)));
-            let answer = net.answer(&dial);
-            net.dials.lock().unwrap().push(dial);
+            let answer = if dial.target.is_unspecified() { net.associate() } else { net.answer(&dial) };
+            let dials = if dial.target.is_unspecified() { &net.associations } else { &net.dials };
+            dials.lock().unwrap().push(dial);
             async move { answer.map_err(std::io::Error::other) }
         })
+    }
+
+    /// An association stands until its stream is dropped, or `lose` is called.
+    fn associate(&self) -> Result<BoxStream, Outcome> {
+        if let Some(outcome) = *self.refused.lock().unwrap() {
+            return Err(outcome);
+        }
+        let (near, far) = duplex(1);
+        self.kept.lock().unwrap().push(far);
+        self.standing.fetch_add(1, Ordering::Relaxed);
+        Ok(BoxStream::new(Guarded::new(BufReader::new(near), Living(self.standing.clone()))))
+    }
+
+    fn standing(&self) -> usize {
+        self.standing.load(Ordering::Relaxed)
     }
 
     fn answer(&self, dial: &Dial) -> Result<BoxStream, Outcome> {

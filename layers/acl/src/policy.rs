@@ -115,8 +115,14 @@ impl Policy {
     }
 
     /// Judges a target as it is written: a name by its spelling, an address by all rules.
+    ///
+    /// An association's [unspecified](anyproxy_core::Target::UNSPECIFIED) one is denied only where every destination
+    /// would be: each list is then looked through rule by rule.
     #[must_use]
     pub fn check(&self, question: &Question<'_>) -> Verdict {
+        if question.target.is_unspecified() {
+            return self.check_any(question);
+        }
         let name = match question.target.host() {
             Host::Ip(address) => return self.check_address(question, *address),
             Host::Name(name) => name,
@@ -130,6 +136,16 @@ impl Policy {
             }
         }
         if depends { Verdict::Depends } else { Verdict::Allow }
+    }
+
+    /// Whether there may be any target at all that is allowed. What lies in one list and not in the other is not
+    /// looked for.
+    fn check_any(&self, question: &Question<'_>) -> Verdict {
+        let mut decisions = self.lists.iter().map(|list| list.judge_any(question)).enumerate();
+        match decisions.find(|(_, decision)| decision.action == Action::Deny) {
+            Some((at, decision)) => Verdict::Deny(decision.cause(at)),
+            None => Verdict::Allow,
+        }
     }
 
     /// Judges one address that the target was resolved to, by all rules: in each list the first rule that matches

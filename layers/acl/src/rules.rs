@@ -151,6 +151,19 @@ impl Rules {
         self.conditions().get(rule.condition)
     }
 
+    /// What the list says of every target there is: denied only if all are. Rules are looked at one by one.
+    pub(crate) fn judge_any(&self, question: &Question<'_>) -> Decision {
+        let all = |rule: &Written| rule.patterns.contains(&Pattern::ANY);
+        let decides = |rule: &Written| match rule.action {
+            Action::Allow => !rule.patterns.is_empty(),
+            Action::Deny => all(rule),
+        };
+        let holds = |rule: &Written| decides(rule) && self.condition(rule).holds(question);
+        self.decision(
+            (0..NONE).zip(&self.rules).find(|(_, rule)| holds(rule)).map_or(NONE, |(number, _)| number),
+        )
+    }
+
     /// What the list says of a name whose addresses are not known.
     pub(crate) fn judge_name(&self, question: &Question<'_>, name: &HostName) -> Decision {
         let rule = self.least_by_name(question, Some(name));

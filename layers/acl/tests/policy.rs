@@ -243,6 +243,44 @@ fn a11_networks_that_are_not_allowed_are_denied_for_whom_they_are_not() {
 }
 
 #[test]
+fn a11_an_association_is_denied_only_where_every_destination_is() {
+    for (default, rules, allowed) in [
+        (Action::Allow, &[][..], true),
+        (Action::Deny, &[][..], false),
+        (Action::Allow, &["-*:53", "-*.lan", "-10.0.0.0/8"][..], true),
+        (Action::Allow, &["-*:53", "-*"][..], false),
+        (Action::Deny, &["-*.lan", "+10.0.0.0/8:53"][..], true),
+        (Action::Deny, &["-*", "+10.0.0.0/8:53"][..], false),
+    ] {
+        let policy = policy(default, rules);
+        assert_eq!(associating(&policy) == Verdict::Allow, allowed, "{rules:?}");
+    }
+    let tcp = |rule: Rule| rule.networks(Networks::TCP);
+    let any = || [Pattern::ANY];
+    for (rules, allowed) in [
+        (Rules::networks("networks", Networks::TCP), false),
+        (Rules::networks("networks", Networks::UDP), true),
+        (Rules::new("rules", Action::Allow, [tcp(Rule::deny(any()))]), true),
+        (Rules::new("rules", Action::Deny, [tcp(Rule::allow(any()))]), false),
+        (Rules::new("rules", Action::Deny, [Rule::allow(any()).users(["alice"])]), true),
+        (Rules::new("rules", Action::Deny, [Rule::allow(any()).users(["bob"])]), false),
+        (Rules::new("rules", Action::Deny, [Rule::allow(any()).groups(["blue"])]), true),
+        (Rules::new("rules", Action::Deny, [Rule::allow(any()).fronts(["http"])]), false),
+    ] {
+        let shown = format!("{rules:?}");
+        assert_eq!(associating(&Policy::new([rules]).guarded()) == Verdict::Allow, allowed, "{shown}");
+    }
+}
+
+/// The verdict on an association of alice's, of the group blue.
+fn associating(policy: &Policy) -> Verdict {
+    let identity = Identity::from(Account::new("alice", ["blue"]));
+    let network = Network::Udp(Association::new());
+    let target = Target::UNSPECIFIED;
+    policy.check(&Question { target: &target, network, identity: &identity, front: "socks5" })
+}
+
+#[test]
 fn a12_no_policy_of_a_gateway_widens_that_of_a_client() {
     let own = policy(Action::Deny, &["+db.lan"]).guarded();
     let gateway = policy(Action::Allow, &["+*", "+169.254.169.254", "+10.0.0.0/8"]);

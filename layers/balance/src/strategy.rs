@@ -92,6 +92,8 @@ impl StickyBy {
         match self {
             Self::User if dial.identity.user().is_none() => hash(&dial.source.ip()),
             Self::User => hash(&dial.identity.key()),
+            // An association begins before its first target is known: then it counts by itself.
+            Self::Target if dial.target.is_unspecified() => hash(&dial.network),
             Self::Target => hash(&dial.target),
         }
     }
