@@ -4,12 +4,14 @@
 //! What is measured here would disturb itself: one test runs at a time.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyproxy_tests::{
-    HttpTarget, Options, Output, Program, Result, Stage, Target, Way, run, tool, tunnel, until,
+    HttpTarget, Options, Output, Program, Result, Stage, Target, Way, run, socks5_reply, tool,
+    tunnel, until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -291,6 +293,54 @@ async fn to_the_end(stream: &mut TcpStream) -> std::result::Result<(), ErrorKind
             Err(error) => return Err(error.kind()),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_drains_is_nothing_to_warn_of() -> Result {
+    let _turn = alone().await;
+    let options = Options { gateway: "  drain_timeout: 4s".to_owned(), ..Options::default() };
+    let (mut stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let _stream = tunnel(&stage, Way::Socks5, echo.addr()).await?;
+    stage.gateway.signal(Signal::SIGTERM)?;
+    assert!(stage.gateway.wait_within(Duration::from_secs(10))?.success());
+    let lines: Vec<Value> =
+        stage.client.lines().iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let said = |line: &Value| line["message"] == "the gateway closes a tunnel";
+    assert_eq!(lines.iter().filter(|line| said(line)).count(), 1, "{lines:?}");
+    assert!(lines.iter().all(|line| line["level"] != "WARN" && line["level"] != "ERROR"), "{lines:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i13_dials_end_in_time_though_every_client_of_the_group_stalls() -> Result {
+    let _turn = alone().await;
+    let options = Options { gateway: "  connect_timeout: 2s".to_owned(), ..Options::default() };
+    let (stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    let echo = Target::echo().await?;
+    let mut bulk = Vec::new();
+    for _ in 0..16 {
+        bulk.push(tunnel(&stage, Way::Connect, echo.addr()).await?);
+    }
+    stage.client.signal(Signal::SIGSTOP)?;
+    // Until nothing moves any more: more than the windows let pass fills what the kernel holds for the tunnel. Then it
+    // stalls, and counts as stalled a little later.
+    for stream in &mut bulk {
+        while let Ok(written) = timeout(Duration::from_millis(300), stream.write_all(&[0; 64 << 10])).await {
+            written?;
+        }
+    }
+    for _ in 0..2 {
+        let begun = Instant::now();
+        assert_eq!(code(&stage, &target.url("/hello")).await?, "504");
+        // The gateway waits a second longer than the client may take.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+    let SocketAddr::V4(address) = target.addr() else { return Err("an IPv4 target".into()) };
+    let request = [&[1, 0, 1][..], &address.ip().octets(), &address.port().to_be_bytes()].concat();
+    assert_eq!(socks5_reply(&stage, &request).await?.0, 6);
+    stage.client.signal(Signal::SIGCONT)?;
+    until("served again", async || Ok(code(&stage, &target.url("/hello")).await? == "200")).await?;
+    Ok(())
 }
 
 /// Whether this line says that a drain begins.

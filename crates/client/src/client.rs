@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyproxy_acl::Policy;
 use anyproxy_core::Target;
@@ -22,6 +23,10 @@ use crate::serve::{self, Left};
 /// Tunnels of one supervisor that the gateway has taken out of service and whose streams still live. Beyond it the
 /// oldest is closed: a gateway that sends a go-away on every tunnel does not pile them up.
 const RETIRED: usize = 8;
+
+/// How long a gateway that went away in order may be absent before that is worth a warning: it drains, for 30 s as it
+/// comes, and another takes its place.
+const ABSENCE: Duration = Duration::from_secs(60);
 
 /// A client: keeps tunnels to its gateways, and dials what they ask for and its own rules allow.
 ///
@@ -172,6 +177,7 @@ impl Drop for LiveTunnel {
 async fn supervise(shared: Arc<Shared>, gateway: Target, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     let mut retired = VecDeque::new();
+    let mut expected: Option<Instant> = None;
     while !stop.is_cancelled() {
         let hello = hello(&shared);
         let established = link::establish(&shared.config, &shared.gateways, &gateway, hello);
@@ -179,10 +185,11 @@ async fn supervise(shared: Arc<Shared>, gateway: Target, stop: CancellationToken
             None => return,
             Some(Err(error)) => {
                 let wait = backoff.failed(fastrand::f64());
-                report(&gateway, &error, wait);
+                report(&gateway, &error, wait, expected.is_some_and(|until| Instant::now() < until));
                 wait
             }
             Some(Ok(link)) => {
+                expected = None;
                 greet(&shared, &gateway, &link.hello);
                 let tunnel = link.tunnel.clone();
                 let (begun, left) = (Instant::now(), serve_apart(&shared, link, &stop));
@@ -199,6 +206,7 @@ async fn supervise(shared: Arc<Shared>, gateway: Target, stop: CancellationToken
                     }
                     Ok(Left::GoAway(_)) => {
                         retire(&mut retired, tunnel);
+                        expected = Some(Instant::now() + ABSENCE);
                         backoff.lost(begun.elapsed(), fastrand::f64())
                     }
                     Ok(Left::Ended(reason)) => {
@@ -260,11 +268,14 @@ fn greet(shared: &Shared, gateway: &Target, hello: &GatewayHello) {
     }
 }
 
-fn report(gateway: &Target, error: &LinkError, wait: std::time::Duration) {
+/// `expected`: the gateway has said that it goes.
+fn report(gateway: &Target, error: &LinkError, wait: Duration, expected: bool) {
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     let cause = cause(error);
     if error.is_refusal() {
         tracing::error!(%gateway, error = %error, %cause, advice = error.advice(), wait_ms, "no tunnel");
+    } else if expected {
+        tracing::debug!(%gateway, error = %error, %cause, wait_ms, "no tunnel, as the gateway had said");
     } else {
         tracing::warn!(%gateway, error = %error, %cause, wait_ms, "no tunnel");
     }
