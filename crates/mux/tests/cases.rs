@@ -343,6 +343,28 @@ fn m10_unread_stream_holds_its_window_and_others_keep_theirs() {
 }
 
 #[test]
+fn i6_messages_packed_to_be_kept_alive_cost_no_more_than_the_held_bytes() {
+    const MESSAGE: usize = 128 * 1024;
+    // The least of a message that the decoder leaves a slice.
+    const SLICE: usize = MESSAGE / 8;
+    let config = Config::default();
+    let most = config.held_bytes;
+    let mut client = ClientUnderTest::with(config);
+    let mut messages = Vec::new();
+    let streams: Vec<StreamId> = (1..=64).map(|number| client.accept_open(number)).collect();
+    for stream in streams {
+        for _ in 0..START_WINDOW as usize / SLICE {
+            let message = Bytes::from(vec![0; MESSAGE]);
+            client.stream(stream, StreamFrame::Data(message.slice(..SLICE)));
+            messages.push(message);
+        }
+    }
+    assert_eq!(client.mux.held(), 16 * 1024 * 1024);
+    let kept = messages.iter().filter(|message| !message.is_unique()).count() * MESSAGE;
+    assert!((1..=most).contains(&(kept as u64)), "{kept}");
+}
+
+#[test]
 fn m15_streams_reset_with_unread_data_give_everything_back() {
     let mut gateway = GatewayUnderTest::with(Config { held_bytes: 8 << 20, ..Config::default() });
     for _ in 0..1_000 {

@@ -8,6 +8,12 @@ use bytes::Bytes;
 use super::Mux;
 use crate::{Event, PeerError, Side, schedule::Place, stream::Half};
 
+/// The part of `held_bytes` that may be slices of the messages it came in. A slice keeps the whole message alive, eight
+/// times its own length at most (see [`Frames`](anyproxy_frame::Frames)); what comes when more is held than this part
+/// is copied. So even from a peer that packs its messages to that end, all that is held costs no more than
+/// `held_bytes` above what it counts.
+const SLICES: u64 = 8;
+
 impl<S: Side> Mux<S> {
     pub(crate) fn handle_hello(&mut self, window: u32, hello: Box<S::PeerHello>) -> Result<(), PeerError> {
         if self.peer_window.replace(window).is_some() {
@@ -100,6 +106,8 @@ impl<S: Side> Mux<S> {
         stream.granted = granted;
         stream.held += data.len() as u32;
         self.held += data.len() as u64;
+        let data =
+            if self.held > self.config.held_bytes / SLICES { Bytes::copy_from_slice(&data) } else { data };
         self.events.push_back(Event::Data { id, data });
         let limit = self.held_limit();
         if self.held <= limit {
