@@ -77,7 +77,16 @@ impl Ask {
         let (target, host) = absolute(parts)?;
         let upgrade = upgrade(parts).filter(|_| framing == RequestBody::None);
         let max_forwards = max_forwards.map(|left| left - 1);
-        let route = Route { target, host, body: framing, expects, upgrade, max_forwards, extended: false, proof: None };
+        let route = Route {
+            target,
+            host,
+            body: framing,
+            expects,
+            upgrade,
+            max_forwards,
+            extended: false,
+            proof: None,
+        };
         Ok(Self::Forward(route))
     }
 }

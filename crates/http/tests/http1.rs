@@ -68,6 +68,7 @@ async fn h2_to_h11_bad_heads_are_refused_and_end_the_connection() {
         "POST http://t/ HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
         "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: +5\r\n\r\nhello",
         "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 0x5\r\n\r\nhello",
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5_0\r\n\r\nhello",
         "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: -1\r\n\r\nhello",
         "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length:\r\n\r\nhello",
         "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 99999999999999999999\r\n\r\nhello",

@@ -55,7 +55,10 @@ async fn an_association_is_a_dial_before_it_is_granted_and_ends_with_it() {
     assert_eq!(stage.net.standing(), 1);
     assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
     let asked = stage.net.associations.lock().unwrap().clone();
-    assert_eq!(asked.iter().map(|dial| dial.network).collect::<Vec<_>>(), [stage.net.dials.lock().unwrap()[0].network]);
+    assert_eq!(
+        asked.iter().map(|dial| dial.network).collect::<Vec<_>>(),
+        [stage.net.dials.lock().unwrap()[0].network]
+    );
     drop(control);
     while stage.net.standing() > 0 {
         tokio::task::yield_now().await;
@@ -166,6 +169,44 @@ async fn an_association_works_over_ipv6() {
     let (mut user, _control) = stage.user().await;
     assert!(user.relay.is_ipv6());
     assert_eq!(user.echo("[2001:db8::1]:53", b"ping").await, b"ping");
+}
+
+#[tokio::test]
+async fn u7_forged_sources_are_counted_and_leave_nothing() {
+    const FORGED: usize = 2_000;
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    for number in 0..FORGED as u32 {
+        let forged = std::net::Ipv4Addr::from_bits(0x7f01_0000 + number);
+        let socket = UdpSocket::bind((forged, 0)).await.unwrap();
+        socket.send_to(&packet(&format!("192.0.2.9:{}", 1 + number), b"forged"), user.relay).await.unwrap();
+        if number % 100 == 99 {
+            while stage.count("stranger") < u64::from(number + 1) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    assert_eq!(user.echo("192.0.2.1:53", b"pong").await, b"pong");
+    assert_eq!(stage.net.targets(), ["192.0.2.1:53"]);
+}
+
+#[tokio::test]
+async fn u8_a_hundred_answers_to_one_datagram_go_to_whom_they_belong_and_to_nobody_else() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let (mut user, _control) = stage.user().await;
+    let neighbour = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let foreign = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    assert_eq!(user.echo("192.0.2.1:53", b"ask").await, b"ask");
+    for stranger in [&neighbour, &foreign] {
+        stranger.send_to(&packet("192.0.2.1:53", b"me too"), user.relay).await.unwrap();
+    }
+    for _ in 0..100 {
+        stage.net.talk(&[7; 1_000]).await;
+        assert_eq!(user.next().await, packet("192.0.2.1:53", &[7; 1_000]));
+    }
+    assert_eq!(stage.count("stranger"), 2);
+    assert!(neighbour.try_recv(&mut [0; 8]).is_err() && foreign.try_recv(&mut [0; 8]).is_err());
 }
 
 #[tokio::test]
