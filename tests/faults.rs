@@ -9,17 +9,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyproxy_client::{Client, ClientTls, Config};
+use anyproxy_core::Credentials;
 use anyproxy_tests::{
-    HttpTarget, Options, Output, Program, Result, Stage, Target, Way, run, socks5_reply, tool,
-    tunnel, until,
+    HttpTarget, Options, Output, Program, Result, Stage, Target, Way, run, socks5_reply, tool, tunnel, until,
 };
 use nix::sys::signal::Signal;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// Held by the test that runs.
 async fn alone() -> MutexGuard<'static, ()> {
@@ -252,6 +256,50 @@ async fn f2_when_the_gateway_is_killed_its_client_comes_back_to_the_next() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn f2_a_thousand_clients_come_back_spread_after_their_gateway_was_away() -> Result {
+    const CLIENTS: usize = 1_000;
+    let _turn = alone().await;
+    let mut stage = Stage::start()?;
+    let gateway = stage.gateway.listening("gateway")?;
+    let pem = std::fs::read(stage.dir().join("server.crt"))?;
+    let anchors: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<std::result::Result<_, _>>()?;
+    let tls = ClientTls::new(anchors, None)?;
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let mut handles = Vec::new();
+    for number in 0..CLIENTS {
+        let credentials = Credentials::new("gateway_user", "gateway_password");
+        let target = format!("localhost:{}", gateway.port()).parse()?;
+        let client =
+            Client::new(Config::new(vec![target], tls.clone(), format!("herd-{number}"), credentials))?;
+        handles.push(client.handle());
+        tokio::spawn(client.run(stop.clone()));
+    }
+    let connected = || handles.iter().filter(|handle| handle.tunnels() > 0).count();
+    let grown = Instant::now();
+    while connected() < CLIENTS {
+        assert!(grown.elapsed() < Duration::from_secs(120), "{} of {CLIENTS}", connected());
+        sleep(Duration::from_millis(100)).await;
+    }
+    stage.gateway.kill()?;
+    // As long as a restart of a machine's service may take: by now the clients' waits have grown.
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(connected(), 0);
+    stage.restart_gateway()?;
+    let (returned, mut before, mut most) = (Instant::now(), 0, 0);
+    while before < CLIENTS {
+        sleep(Duration::from_secs(1)).await;
+        let now = connected();
+        most = most.max(now.saturating_sub(before));
+        before = now;
+        assert!(returned.elapsed() < Duration::from_secs(45), "{now} of {CLIENTS} after 45 s");
+    }
+    println!("all back {:.1?} after the gateway, at most {most} in a second", returned.elapsed());
+    assert!(most <= CLIENTS * 3 / 10, "{most} in a second");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn i5_who_is_in_the_middle_of_a_transfer_when_a_process_is_killed_sees_a_reset() -> Result {
     let _turn = alone().await;
     for killed in ["gateway", "client"] {
@@ -274,7 +322,11 @@ async fn i5_who_is_in_the_middle_of_a_transfer_when_a_process_is_killed_sees_a_r
             user.write_all(b"half of it").await?;
             users.push(user);
         }
-        if killed == "gateway" { stage.gateway.kill()? } else { stage.client.kill()? }
+        if killed == "gateway" {
+            stage.gateway.kill()?
+        } else {
+            stage.client.kill()?
+        }
         for user in &mut users {
             let end = timeout(Duration::from_secs(3), to_the_end(user)).await?;
             assert_eq!(end, Err(ErrorKind::ConnectionReset), "a user, {killed} killed");

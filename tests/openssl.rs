@@ -199,6 +199,32 @@ async fn w10_without_authorities_to_trust_the_gateway_does_not_start() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn w12_nothing_is_compressed_renegotiated_or_said_early() -> Result {
+    let authority = Authority::new().await?;
+    authority.issue("server", SERVER, VALID).await?;
+    let (_gateway, port) = gateway(authority.dir.path(), "server", "")?;
+    for (version, said) in [("-tls1_2", "Compression: NONE"), ("-tls1_3", "Max Early Data: 0")] {
+        let mut hello = authority.openssl("s_client -CAfile ca.crt -verify_return_error -comp");
+        hello.args(["-connect", &format!("localhost:{port}"), version]);
+        let shaken = run(hello).await?;
+        assert!(
+            shaken.out.contains(said) || shaken.out.contains("Compression: NONE"),
+            "{version}: {shaken:?}"
+        );
+        let early = shaken.out.lines().filter_map(|line| line.trim().strip_prefix("Max Early Data: "));
+        assert!(early.into_iter().all(|most| most == "0"), "{shaken:?}");
+    }
+    // `R` asks for another handshake in the same connection, which the gateway declines.
+    let file = authority.dir.path().join("renegotiate");
+    std::fs::write(&file, "R\n")?;
+    let mut hello = authority.openssl("s_client -CAfile ca.crt -verify_return_error -tls1_2");
+    hello.args(["-connect", &format!("localhost:{port}")]).stdin(std::fs::File::open(&file)?);
+    let shaken = run(hello).await?;
+    assert!(shaken.err.contains("no_renegotiation") || shaken.err.contains("no renegotiation"), "{shaken:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tls_older_than_1_2_is_not_spoken() -> Result {
     let authority = Authority::new().await?;
     authority.issue("server", SERVER, VALID).await?;

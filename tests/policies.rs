@@ -80,7 +80,89 @@ async fn a_client_s_successor_takes_over_at_once_and_its_streams_live_on() -> Re
     Ok(())
 }
 
+// === Who a user is ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l3_what_a_user_says_of_their_address_is_believed_nowhere() -> Result {
+    let (stage, target) = (Stage::start()?, HttpTarget::start().await?);
+    let url = target.url("/hello");
+    let forged = ["--header", "X-Forwarded-For: 10.9.8.7", "--header", "Forwarded: for=10.9.8.7"];
+    let what = [&forged[..], &["--output", "/dev/null", "--write-out", "%{http_code}"]].concat();
+    assert_eq!(curl(&stage.http(), &[&what[..], &[&url]].concat()).await?.out, "200");
+    let line = stage.gateway.access(&[("outcome", "ok".into())])?;
+    assert!(line["source"].as_str().is_some_and(|source| source.starts_with("127.0.0.1:")), "{line}");
+    // The lock-out counts by the socket too: a new forged address each time is no new source.
+    let wrong = format!("http://{USER}:wrong@{}", stage.http_addr());
+    let mut codes = Vec::new();
+    for number in 0..12 {
+        let forged = format!("X-Forwarded-For: 10.9.8.{number}");
+        let what = ["--header", &forged, "--output", "/dev/null", "--write-out", "%{http_code}", &url];
+        codes.push(curl(&wrong, &what).await?.out);
+    }
+    assert_eq!((codes[9].as_str(), codes[11].as_str()), ("407", "429"), "{codes:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p8_an_account_of_one_front_is_none_of_another_and_none_of_a_client() -> Result {
+    let options = Options {
+        open: true,
+        http: ", users: [ { username: web, password: w } ]".to_owned(),
+        socks5: ", users: [ { username: sock, password: s } ]".to_owned(),
+        ..Options::default()
+    };
+    let (stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    let url = target.url("/hello");
+    let (http, socks5) = (stage.http_addr(), stage.socks5_addr());
+    for (proxy, code) in [
+        (format!("http://web:w@{http}"), "200"),
+        (format!("http://sock:s@{http}"), "407"),
+        (format!("socks5h://sock:s@{socks5}"), "200"),
+        (format!("socks5h://web:w@{socks5}"), "000"),
+        (format!("socks5h://gateway_user:gateway_password@{socks5}"), "000"),
+    ] {
+        let what = ["--output", "/dev/null", "--write-out", "%{http_code}", &url];
+        assert_eq!(curl(&proxy, &what).await?.out, code, "{proxy}");
+    }
+    let mut intruder = anyproxy_tests::Program::command(&["client", "--config"])?;
+    intruder.arg(stage.file());
+    for (key, value) in [("CLIENT_ID", "client-2"), ("AUTH_USERNAME", "web"), ("AUTH_PASSWORD", "w")] {
+        intruder.env(format!("ANYPROXY_CLIENT__{key}"), value);
+    }
+    let intruder = anyproxy_tests::Program::spawn(&mut intruder)?;
+    intruder.line("a refusal", |line| line["level"] == "ERROR" && line["message"] == "no tunnel")?;
+    Ok(())
+}
+
 // === Places ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h24_a_proxy_that_is_asked_for_itself_ends_at_the_user_s_places() -> Result {
+    let users = ", users: [ { username: user, password: 'pass:w0rd' }, { username: bob, password: b } ]";
+    let options = Options {
+        open: true,
+        http: users.to_owned(),
+        gateway: "  limits: { per_user_connections: 5 }".to_owned(),
+        ..Options::default()
+    };
+    let (stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
+    let own = stage.http_addr();
+    let mut stream = TcpStream::connect(own).await?;
+    let mut codes = Vec::new();
+    for _ in 0..6 {
+        // Each time within what the last one has opened.
+        let ask = format!(
+            "CONNECT {own} HTTP/1.1\r\nHost: {own}\r\nProxy-Authorization: Basic dXNlcjpwYXNzOncwcmQ=\r\n\r\n"
+        );
+        stream.write_all(ask.as_bytes()).await?;
+        let head = anyproxy_tests::head(&mut stream).await?;
+        codes.push(head.get(9..12).unwrap_or_default().to_owned());
+    }
+    assert_eq!(codes, ["200", "200", "200", "200", "200", "429"]);
+    let bob = format!("http://bob:b@{own}");
+    assert_eq!(curl(&bob, &[&target.url("/hello")]).await?.ok()?, "hello from inside\n");
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_finds_no_place_waits_in_line_and_who_finds_no_line_is_told_when_to_come_back() -> Result {

@@ -2,9 +2,14 @@
 
 use std::net::SocketAddr;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyproxy_tests::{HttpTarget, Options, Program, Result, Stage, USER, free_port, run, tool, until};
+use anyproxy_tests::{
+    HttpTarget, Options, Program, RefusingTarget, Result, SilentTarget, Stage, Target, USER, Way, free_port,
+    run, tool, tunnel, until,
+};
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// A stage whose gateway and client tell how they are.
 fn watched() -> Result<Stage> {
@@ -130,6 +135,96 @@ async fn a_gateway_is_ready_while_a_client_is_there() -> Result {
     let took = until("not ready", async || Ok(page(admin, "/readyz").await?.0 == "503")).await?;
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert_eq!(page(admin, "/healthz").await?.0, "200");
+    Ok(())
+}
+
+/// The sum of a metric's series that have this label.
+fn sum(page: &str, name: &str, label: &str) -> f64 {
+    let series =
+        page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
+    let values = series.filter(|line| line.contains(label)).filter_map(|line| line.rsplit_once(' '));
+    values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o4_every_dial_is_counted_once_and_gauges_come_back() -> Result {
+    const ROUNDS: usize = 100;
+    let stage = watched()?;
+    let (echo, silent, refusing) =
+        (Target::echo().await?, SilentTarget::start().await?, RefusingTarget::start()?);
+    let reset = Target::start(|mut connection| async move {
+        connection.read_u8().await?;
+        connection.set_zero_linger()
+    });
+    let reset = reset.await?;
+    let admin = stage.gateway.listening("admin")?;
+    let mut whole = 0;
+    for round in 0..ROUNDS {
+        // To the end, left, reset, refused, given up.
+        let mut user = tunnel(&stage, Way::Socks5, echo.addr()).await?;
+        user.write_all(&vec![7; 10 * round]).await?;
+        user.shutdown().await?;
+        whole += user.read_to_end(&mut Vec::new()).await?;
+        let mut left = tunnel(&stage, Way::Connect, echo.addr()).await?;
+        left.write_all(b"never read").await?;
+        drop(left);
+        let mut broken = tunnel(&stage, Way::Connect, reset.addr()).await?;
+        broken.write_all(b"x").await?;
+        assert!(broken.read_u8().await.is_err());
+        assert!(tunnel(&stage, Way::Connect, refusing.addr()).await.is_err());
+        if round % 10 == 0 {
+            let given_up = tunnel(&stage, Way::Connect, silent.addr());
+            assert!(tokio::time::timeout(Duration::from_millis(50), given_up).await.is_err());
+        }
+    }
+    let settled = async || {
+        let (_, now) = page(admin, "/metrics").await?;
+        let ended = sum(&now, "anyproxy_streams_ended_total", "");
+        let decided = sum(&now, "anyproxy_dials_total", "");
+        Ok(sum(&now, "anyproxy_streams_open", "") == 0.0
+            && ended == (3 * ROUNDS) as f64
+            && decided == (4 * ROUNDS + ROUNDS / 10) as f64)
+    };
+    until("all is counted", settled).await?;
+    let (_, now) = page(admin, "/metrics").await?;
+    let dials = |outcome: &str| sum(&now, "anyproxy_dials_total", &format!("outcome=\"{outcome}\""));
+    assert_eq!(dials("ok"), (3 * ROUNDS) as f64);
+    assert_eq!(dials("refused"), ROUNDS as f64);
+    assert_eq!(dials("cancelled"), (ROUNDS / 10) as f64);
+    let way = |direction: &str| {
+        let series = format!("anyproxy_bytes_total{{front=\"socks5\",direction=\"{direction}\"}}");
+        now.lines().find_map(|line| line.strip_prefix(&series)?.trim().parse::<usize>().ok())
+    };
+    assert_eq!((way("up"), way("down")), (Some(whole), Some(whole)), "{now}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn o5_a_gateway_that_drains_tells_so_on_its_own_port_and_at_once() -> Result {
+    const STREAMS: usize = 1_000;
+    let options = Options {
+        top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(),
+        gateway: "  drain_timeout: 20s".to_owned(),
+        ..Options::default()
+    };
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let mut streams = Vec::new();
+    for number in 0..STREAMS {
+        streams.push(tunnel(&stage, Way::ALL[number % 2], echo.addr()).await?);
+    }
+    let admin = stage.gateway.listening("admin")?;
+    for public in [stage.http_addr(), stage.socks5_addr()] {
+        let what = page(public, "/metrics").await;
+        assert!(!what.is_ok_and(|(status, text)| status == "200" || text.contains("anyproxy_")), "{public}");
+    }
+    stage.gateway.signal(Signal::SIGTERM)?;
+    let took = until("not ready", async || Ok(page(admin, "/readyz").await?.0 == "503")).await?;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let begun = Instant::now();
+    let (status, text) = page(admin, "/metrics").await?;
+    println!("a scrape while {STREAMS} streams drain: {:?}, curl and all", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+    assert_eq!((status.as_str(), sum(&text, "anyproxy_streams_open", "")), ("200", STREAMS as f64));
     Ok(())
 }
 

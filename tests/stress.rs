@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyproxy_mock_peer::client;
 use anyproxy_tests::{
-    Options, PATIENCE, Program, Result, Stage, Target, Way, head, run, tool, tunnel, until,
+    Options, PATIENCE, Program, Result, Stage, Target, Way, free_port, head, run, tool, tunnel, until,
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -40,7 +40,11 @@ fn tenfold(usual: usize) -> usize {
 
 /// The gauge or counter of an admin page.
 async fn metric(program: &Program, name: &str) -> Result<f64> {
-    let mut admin = TcpStream::connect(program.listening("admin")?).await?;
+    metric_at(program.listening("admin")?, name).await
+}
+
+async fn metric_at(admin: SocketAddr, name: &str) -> Result<f64> {
+    let mut admin = TcpStream::connect(admin).await?;
     admin.write_all(b"GET /metrics HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").await?;
     let mut page = String::new();
     admin.read_to_string(&mut page).await?;
@@ -498,21 +502,41 @@ async fn f4_targets_that_say_nothing_drip_reset_or_leave_end_as_they_should() ->
 
 // === The network ===
 
-/// Drops every packet of a port, without a word, until it is dropped itself.
+/// Drops every packet of a port, or some of them, without a word, until it is dropped itself.
 struct Blackhole(String);
 
 impl Blackhole {
     fn new(port: u16) -> Result<Self> {
+        Self::of(port, "")
+    }
+
+    /// Of a hundred packets it drops so many.
+    fn leaking(port: u16, lost: u32) -> Result<Self> {
+        Self::of(port, &format!("numgen random mod 100 < {lost}"))
+    }
+
+    fn of(port: u16, which: &str) -> Result<Self> {
         let table = format!("anyproxy_test_{}", std::process::id());
         let rules = format!(
             "table inet {table} {{ chain input {{ type filter hook input priority 0; \
-             tcp dport {port} drop; tcp sport {port} drop; }}; }}"
+             tcp dport {port} {which} counter drop; tcp sport {port} {which} counter drop; }}; }}"
         );
         let added = Command::new("nft").arg(&rules).stderr(Stdio::null()).status();
         match added {
             Ok(status) if status.success() => Ok(Self(table)),
             _ => Err("nft cannot add a rule: .ci/setup installs it, and this test needs root".into()),
         }
+    }
+}
+
+impl Blackhole {
+    /// How many packets it has dropped.
+    fn dropped(&self) -> Result<u64> {
+        let listed = Command::new("nft").args(["list", "table", "inet", &self.0]).output()?;
+        let listed = String::from_utf8(listed.stdout)?;
+        let counts =
+            listed.split("packets ").skip(1).filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        Ok(counts.sum())
     }
 }
 
@@ -563,6 +587,116 @@ async fn f3_a_tunnel_whose_packets_are_dropped_is_found_dead_by_both_ends_in_tim
     })
     .await?;
     println!("served again {:?} after the network was", healed.elapsed());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f5_transfers_over_a_line_that_loses_packets_arrive_whole() -> Result {
+    const AT_ONCE: usize = 20;
+    let _turn = alone().await;
+    let transfers = tenfold(100);
+    let stage = Arc::new(Stage::start()?);
+    let target = Target::echo().await?;
+    for lost in [1, 5] {
+        let loss = Blackhole::leaking(stage.gateway.listening("gateway")?.port(), lost)?;
+        let begun = Instant::now();
+        let mut running = JoinSet::new();
+        for number in 0..transfers {
+            if running.len() == AT_ONCE {
+                running.join_next().await.ok_or("one runs")???;
+            }
+            let (stage, target) = (stage.clone(), target.addr());
+            running.spawn(async move {
+                let stream = timeout(PATIENCE, tunnel(&stage, Way::ALL[number % 2], target)).await??;
+                let said: Vec<u8> = (0..100_000).map(|at| ((at * (number + 1)) >> 3) as u8).collect();
+                let (mut reader, mut writer) = stream.into_split();
+                let saying = async {
+                    writer.write_all(&said).await?;
+                    writer.shutdown().await
+                };
+                let mut heard = Vec::new();
+                let (told, whole) =
+                    timeout(2 * PATIENCE, async { tokio::join!(saying, reader.read_to_end(&mut heard)) })
+                        .await?;
+                told?;
+                whole?;
+                if heard == said {
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+                } else {
+                    Err("not what was said".into())
+                }
+            });
+        }
+        while let Some(ended) = running.join_next().await {
+            ended??;
+        }
+        let dropped = loss.dropped()?;
+        println!("{transfers} transfers whole in {:?}, {lost} %, {dropped} packets, lost", begun.elapsed());
+        assert!(dropped > 0);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f8_a_log_that_nobody_takes_holds_up_nobody_and_is_counted() -> Result {
+    let _turn = alone().await;
+    for full_disk in [false, true] {
+        let options = Options {
+            top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(),
+            gateway: "  forbidden_hosts: ['*.forbidden']".to_owned(),
+            ..Options::default()
+        };
+        let mut stage = Stage::with(&options)?;
+        stage.gateway.kill()?;
+        let http = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let admin = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let file = stage.file();
+        let mut mute = Program::command(&["gateway", "--config", file.to_str().ok_or("a path in Unicode")?])?;
+        mute.env("ANYPROXY_PROXY__HTTP__LISTEN_ADDR", http.to_string());
+        mute.env("ANYPROXY_ADMIN__LISTEN_ADDR", admin.to_string());
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full")?;
+        mute.stdout(if full_disk { Stdio::from(full) } else { Stdio::piped() });
+        let mut mute = mute.stderr(Stdio::null()).spawn()?;
+        let target = Target::echo().await?;
+        until("it serves", async || {
+            Ok(connect(http, &target.addr().to_string()).await.is_ok_and(|(code, _)| code == "200"))
+        })
+        .await?;
+        // Each refusal is a line; more of them than the pipe and the queue hold together.
+        let mut users = JoinSet::new();
+        for _ in 0..10 {
+            users.spawn(async move {
+                let mut user = TcpStream::connect(http).await?;
+                for _ in 0..2_000 {
+                    user.write_all(
+                        format!("GET http://a.forbidden/ HTTP/1.1\r\nHost: a.forbidden\r\n{LOGIN}\r\n")
+                            .as_bytes(),
+                    )
+                    .await?;
+                    let head = head(&mut user).await?;
+                    let length =
+                        head.to_ascii_lowercase().split("content-length: ").nth(1).map(str::to_owned);
+                    let length = length.and_then(|rest| rest.split("\r\n").next()?.parse().ok()).unwrap_or(0);
+                    user.read_exact(&mut vec![0; length]).await?;
+                    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+                }
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            });
+        }
+        while let Some(user) = timeout(4 * PATIENCE, users.join_next()).await? {
+            user??;
+        }
+        let (code, mut stream) = timeout(PATIENCE, connect(http, &target.addr().to_string())).await??;
+        assert_eq!(code, "200");
+        echo(&mut stream, b"traffic goes on").await?;
+        if !full_disk {
+            let dropped = metric_at(admin, "anyproxy_log_lines_dropped_total").await?;
+            println!("{dropped} lines dropped");
+            assert!(dropped > 0.0);
+        }
+        mute.kill()?;
+        mute.wait()?;
+    }
     Ok(())
 }
 
