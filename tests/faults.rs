@@ -301,6 +301,8 @@ async fn f2_a_thousand_clients_come_back_spread_after_their_gateway_was_away() -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn i5_who_is_in_the_middle_of_a_transfer_when_a_process_is_killed_sees_a_reset() -> Result {
+    // Of a response in HTTP/1.0 nothing but the connection's end says that it is whole.
+    const BEGUN: &[u8] = b"HTTP/1.0 200 OK\r\n\r\nbegun";
     let _turn = alone().await;
     for killed in ["gateway", "client"] {
         let mut stage = Stage::start()?;
@@ -309,7 +311,7 @@ async fn i5_who_is_in_the_middle_of_a_transfer_when_a_process_is_killed_sees_a_r
         let target = Target::start(move |mut stream: TcpStream| {
             let ends = ends.clone();
             async move {
-                let _ = stream.write_all(b"begun").await;
+                let _ = stream.write_all(BEGUN).await;
                 let _ = ends.send(to_the_end(&mut stream).await);
                 Ok(())
             }
@@ -318,10 +320,17 @@ async fn i5_who_is_in_the_middle_of_a_transfer_when_a_process_is_killed_sees_a_r
         let mut users = Vec::new();
         for way in Way::ALL {
             let mut user = tunnel(&stage, way, target.addr()).await?;
-            user.read_exact(&mut [0; 5]).await?;
+            user.read_exact(&mut [0; BEGUN.len()]).await?;
             user.write_all(b"half of it").await?;
             users.push(user);
         }
+        let mut user = TcpStream::connect(stage.http_addr()).await?;
+        let login = "Proxy-Authorization: Basic dXNlcjpwYXNzOncwcmQ=";
+        user.write_all(format!("GET http://{}/ HTTP/1.0\r\n{login}\r\n\r\n", target.addr()).as_bytes())
+            .await?;
+        assert!(anyproxy_tests::head(&mut user).await?.starts_with("HTTP/1.0 200 "));
+        user.read_exact(&mut [0; 5]).await?;
+        users.push(user);
         if killed == "gateway" {
             stage.gateway.kill()?
         } else {

@@ -230,8 +230,12 @@ where
         let mut user = parts.io.into_inner().into_inner();
         match handoff.take().filter(|_| ended.is_ok()) {
             Some(stream) => return Some((user, parts.read_buf, stream)),
-            None if session.is_broken() => user.abort(),
-            None => linger(user).await,
+            None if session.is_broken() || (ended.is_err() && session.is_unframed()) => user.abort(),
+            None => {
+                // All that was said is with the system, which delivers it whatever becomes of this process.
+                user.abort_when_lost(false);
+                linger(user).await
+            }
         }
         None
     }

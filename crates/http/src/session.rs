@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use anyproxy_front::Connection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -22,7 +23,9 @@ pub(crate) struct Session {
     started: Instant,
     /// When the last request ended, in milliseconds since `started`.
     idle_since: AtomicU64,
-    /// Whether a response broke off that can only end by the connection's end, which must be seen as broken.
+    /// Whether a response has begun that can only end by the connection's end,
+    unframed: AtomicBool,
+    /// and whether it broke off, which must be seen.
     broken: AtomicBool,
     /// Bytes read from the user for the present chunked body, framing included; see [`Session::fits`].
     wire: AtomicU64,
@@ -42,6 +45,7 @@ impl Session {
             turn: AtomicU64::new(0),
             started: Instant::now(),
             idle_since: AtomicU64::new(0),
+            unframed: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             wire: AtomicU64::new(0),
             earned: AtomicU64::new(0),
@@ -67,6 +71,15 @@ impl Session {
 
     fn idle_since(&self) -> Instant {
         self.started + Duration::from_millis(self.idle_since.load(Ordering::Relaxed))
+    }
+
+    /// The connection's end will be that of its last response.
+    pub(crate) fn set_unframed(&self) {
+        self.unframed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_unframed(&self) -> bool {
+        self.unframed.load(Ordering::Relaxed)
     }
 
     /// The connection must not end as if all were well.
@@ -189,6 +202,8 @@ pub(crate) struct Watched<U> {
     checked: Option<Instant>,
     /// Whether bytes came in this turn.
     heard: bool,
+    /// Whether the connection is reset by whoever drops it.
+    guarded: bool,
     timer: Timer,
 }
 
@@ -221,6 +236,7 @@ impl<U> Watched<U> {
             since: None,
             checked: None,
             heard: false,
+            guarded: false,
             timer: Timer::default(),
         }
     }
@@ -321,7 +337,15 @@ impl<U: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<U> {
     }
 }
 
-impl<U: AsyncWrite + Unpin> Watched<U> {
+impl<U: Connection> Watched<U> {
+    /// From here on the connection's end tells something: it must not be told by accident.
+    fn guard(&mut self) {
+        if self.session.is_unframed() && !self.guarded {
+            self.guarded = true;
+            self.inner.abort_when_lost(true);
+        }
+    }
+
     /// Bytes left for the user: progress, whoever made it.
     fn wrote(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(result, Poll::Ready(Ok(1..))) && self.session.is_busy() {
@@ -331,8 +355,9 @@ impl<U: AsyncWrite + Unpin> Watched<U> {
     }
 }
 
-impl<U: AsyncWrite + Unpin> AsyncWrite for Watched<U> {
+impl<U: Connection> AsyncWrite for Watched<U> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.guard();
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
         self.wrote(result)
     }
@@ -342,6 +367,7 @@ impl<U: AsyncWrite + Unpin> AsyncWrite for Watched<U> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.guard();
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
         self.wrote(result)
     }
