@@ -66,6 +66,59 @@ async fn f1_while_another_client_serves_the_group_nobody_is_refused() -> Result 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn l6_clients_share_evenly_and_one_that_goes_is_asked_no_more() -> Result {
+    const DIALS: usize = 800;
+    let options =
+        Options { gateway: "  balance: { strategy: round_robin }".to_owned(), ..Options::default() };
+    let (mut stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let mut others = Vec::new();
+    for id in ["client-2", "client-3", "client-4"] {
+        others.push(stage.another_client(&[("CLIENT_ID", id)])?);
+    }
+    for way in Way::ALL {
+        for _ in 0..DIALS / 2 {
+            assert!(echoes(&mut tunnel(&stage, way, echo.addr()).await?).await?);
+        }
+    }
+    assert_eq!(
+        shares(&stage, DIALS).await?,
+        [("client-1", 200), ("client-2", 200), ("client-3", 200), ("client-4", 200)].map(owned)
+    );
+    stage.client.signal(Signal::SIGTERM)?;
+    stage.client.wait()?;
+    for _ in 0..DIALS / 2 {
+        assert!(echoes(&mut tunnel(&stage, Way::Connect, echo.addr()).await?).await?);
+    }
+    let shares = shares(&stage, DIALS + DIALS / 2).await?;
+    assert_eq!(shares[0], owned(("client-1", 200)));
+    for (client, share) in &shares[1..] {
+        // A third of what came since.
+        assert!((327..=340).contains(share), "{client}: {share}");
+    }
+    Ok(())
+}
+
+fn owned((client, share): (&str, usize)) -> (String, usize) {
+    (client.to_owned(), share)
+}
+
+/// How many streams each client has carried, once so many have ended.
+async fn shares(stage: &Stage, streams: usize) -> Result<Vec<(String, usize)>> {
+    let count = || {
+        let mut shares = std::collections::BTreeMap::new();
+        for line in stage.gateway.lines() {
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(&line) else { continue };
+            if let (Some("ok"), Some(client)) = (line["outcome"].as_str(), line["client"].as_str()) {
+                *shares.entry(client.to_owned()).or_default() += 1;
+            }
+        }
+        shares.into_iter().collect::<Vec<_>>()
+    };
+    until("all lines", async || Ok(count().iter().map(|(_, share)| share).sum::<usize>() == streams)).await?;
+    Ok(count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_s_successor_takes_over_at_once_and_its_streams_live_on() -> Result {
     let (stage, target) = (Stage::start()?, HttpTarget::start().await?);
     let echo = Target::echo().await?;
