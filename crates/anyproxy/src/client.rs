@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyproxy_client::{Client, Handle};
 use anyproxy_tunnel::Memory;
+use anyproxy_workers::Workers;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Probe};
@@ -18,18 +19,20 @@ pub(crate) fn run(source: &Source) -> Result<ExitCode, Failure> {
     let logging = logging::start(source.file.log.as_ref());
     let settings = settings::Client::new(source, section)?;
     process::raise_open_files();
-    runtime::run(|stop| async {
+    runtime::run(|stop, workers| async move {
         let admin = admin::Bound::new(source.file.admin.as_ref(), &logging)?;
-        serve(settings, admin, stop).await
+        serve(settings, admin, &workers, stop).await
     })
 }
 
 /// Runs the client until `stop`, and then until its streams have ended or their time is over.
 pub(crate) async fn serve(
-    settings: settings::Client,
+    mut settings: settings::Client,
     admin: Option<admin::Bound>,
+    workers: &Workers,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
+    settings.config.seats = Some(workers.tunnels());
     let memory = settings.config.tunnel.memory.clone();
     let client = Client::new(settings.config).map_err(|error| Failure::of("client", error))?;
     let probe = Arc::new(Tunnels { handle: client.handle(), memory, stop: stop.clone() });

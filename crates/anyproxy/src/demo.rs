@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyproxy_config::File;
 use anyproxy_core::Target;
+use anyproxy_workers::Workers;
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
@@ -37,7 +38,7 @@ pub(crate) fn run() -> Result<ExitCode, Failure> {
     runtime::run(demo)
 }
 
-async fn demo(stop: CancellationToken) -> Result<(), Failure> {
+async fn demo(stop: CancellationToken, workers: Workers) -> Result<(), Failure> {
     let dir = tempfile::tempdir().map_err(|error| Failure::of("a folder for the certificate", error))?;
     let pair = cert::self_signed(&["127.0.0.1".to_owned()], LIFETIME);
     let pair = pair.map_err(|error| Failure::of("certificate", error))?;
@@ -46,7 +47,7 @@ async fn demo(stop: CancellationToken) -> Result<(), Failure> {
     let source = file(&dir.path().display().to_string(), &password)?;
 
     let section = source.required("gateway", source.file.gateway.as_ref())?;
-    let gateway = gateway::Bound::new(settings::Gateway::new(&source, section)?, None)?;
+    let gateway = gateway::Bound::new(settings::Gateway::new(&source, section)?, None, &workers)?;
     let section = source.required("client", source.file.client.as_ref())?;
     let mut client = settings::Client::new(&source, section)?;
     let address = gateway.clients_addr()?;
@@ -60,7 +61,7 @@ async fn demo(stop: CancellationToken) -> Result<(), Failure> {
     let service = bound.await.map_err(|error| Failure::of("demo", error))?;
     let (gateway, client, ()) = tokio::join!(
         gateway.serve(stop.clone()),
-        client::serve(client, None, stop.clone()),
+        client::serve(client, None, &workers, stop.clone()),
         private_service(service, stop.clone()),
     );
     gateway.and(client)

@@ -18,6 +18,7 @@ use anyproxy_queue::{QueueHandle, QueueLayer, WaitForClient, WaitHandle};
 use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
 use anyproxy_socks5::UdpDrops;
 use anyproxy_tunnel::Memory;
+use anyproxy_workers::Workers;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -35,9 +36,9 @@ pub(crate) fn run(source: &Source) -> Result<ExitCode, Failure> {
     let section = source.required("gateway", source.file.gateway.as_ref())?;
     let logging = logging::start(source.file.log.as_ref());
     let settings = settings::Gateway::new(source, section)?;
-    runtime::run(|stop| async {
+    runtime::run(|stop, workers| async move {
         let admin = admin::Bound::new(source.file.admin.as_ref(), &logging)?;
-        Bound::new(settings, admin)?.serve(stop).await
+        Bound::new(settings, admin, &workers)?.serve(stop).await
     })
 }
 
@@ -52,13 +53,18 @@ pub(crate) struct Bound {
 
 impl Bound {
     /// Binds everything or nothing.
-    pub(crate) fn new(mut settings: settings::Gateway, admin: Option<admin::Bound>) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        mut settings: settings::Gateway,
+        admin: Option<admin::Bound>,
+        workers: &Workers,
+    ) -> Result<Self, Failure> {
         let open_files = process::raise_open_files();
-        let clients_listener = listen::bind("gateway", &settings.listen_addr)?;
+        let clients_listener = listen::bind("gateway", &settings.listen_addr)?.with_seats(workers.tunnels());
         let mut fronts = Vec::new();
         for front in std::mem::take(&mut settings.fronts) {
             let mut listener = listen::bind(front.protocol.as_str(), &front.listen_addr)?
-                .with_handshake_timeout(front.handshake_timeout);
+                .with_handshake_timeout(front.handshake_timeout)
+                .with_seats(workers.users());
             if let Some(tls) = &front.tls {
                 listener = listener.with_tls(Tls::new(tls.clone()));
             }

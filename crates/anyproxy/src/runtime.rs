@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyproxy_workers::Workers;
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
@@ -18,15 +19,19 @@ const LAST_MOMENT: Duration = Duration::from_millis(500);
 /// Runs `work` to its end, or to the second signal that asks for it.
 pub(crate) fn run<F, Fut>(work: F) -> Result<ExitCode, Failure>
 where
-    F: FnOnce(CancellationToken) -> Fut,
+    F: FnOnce(CancellationToken, Workers) -> Fut,
     Fut: Future<Output = Result<(), Failure>>,
 {
     keep_memory();
     let runtime =
-        Builder::new_multi_thread().enable_all().build().map_err(|error| Failure::of("runtime", error))?;
+        Builder::new_current_thread().enable_all().build().map_err(|error| Failure::of("runtime", error))?;
     let ended: Result<_, Failure> = runtime.block_on(async {
+        let (workers, crew) = Workers::start(threads()).map_err(|error| Failure::of("threads", error))?;
         let signals = Signals::listen().map_err(|error| Failure::of("signals", error))?;
-        Ok(signals.run(work).await)
+        let ended = signals.run(|stop| work(stop, workers)).await;
+        // Its tasks were told to stop and had their time, as those below.
+        crew.stop(LAST_MOMENT);
+        Ok(ended)
     });
     // What still runs was told to stop and had its time. It is dropped here, which resets its connections: the system
     // would close them as if all had been said. Only a name lookup is not worth waiting for.
@@ -36,6 +41,11 @@ where
         Some(Err(failure)) => Err(failure),
         None => Ok(ExitCode::FAILURE),
     }
+}
+
+/// One for each core. The first is the program's own, and serves alone until there is a second tunnel.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Makes glibc keep what it frees.

@@ -6,6 +6,7 @@ use anyproxy_acl::Policy;
 use anyproxy_core::Target;
 use anyproxy_tunnel::ClientTunnel;
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, GoAwayCode, PortStatus};
+use anyproxy_workers::Seats;
 use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -91,7 +92,14 @@ impl Client {
         let mut supervisors = JoinSet::new();
         for gateway in &shared.config.gateways {
             for _ in 0..shared.config.replicas {
-                supervisors.spawn(supervise(shared.clone(), gateway.clone(), stop.clone()));
+                let supervisor = supervise(shared.clone(), gateway.clone(), stop.clone());
+                match shared.config.seats.as_ref().map(Seats::take) {
+                    None => supervisors.spawn(supervisor),
+                    Some(seat) => {
+                        let thread = seat.handle().clone();
+                        supervisors.spawn_on(seat.keep(supervisor), &thread)
+                    }
+                };
             }
         }
         while let Some(ended) = supervisors.join_next().await {

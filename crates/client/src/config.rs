@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyproxy_acl::Policy;
 use anyproxy_core::{Credentials, DEFAULT_GROUP, Host, Target};
 use anyproxy_tunnel::frame::{MAX_CLIENT_ID, MAX_GROUP, MAX_PORTS, PortRequest, Transport};
+use anyproxy_workers::Seats;
 use rustls::pki_types::ServerName;
 
 use crate::ClientTls;
@@ -50,6 +51,9 @@ pub struct Config {
     pub udp_idle_timeout: Duration,
     /// How long living streams may go on once the client is told to stop \[30 s\].
     pub drain_timeout: Duration,
+    /// The threads that tunnels are put on \[`None`: that of [`run`](crate::Client::run)\]. The streams of a tunnel, and the targets
+    /// they lead to, are served where it is.
+    pub seats: Option<Seats>,
     /// The limits of each tunnel, its pings among them.
     pub tunnel: anyproxy_tunnel::Config,
 }
@@ -78,6 +82,7 @@ impl Config {
             half_closed_timeout: Some(Duration::from_secs(10 * 60)),
             udp_idle_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(30),
+            seats: None,
             tunnel: anyproxy_tunnel::Config::default(),
         }
     }

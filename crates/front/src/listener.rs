@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use std::task::Poll;
 use std::time::Duration;
 
+use anyproxy_workers::Seats;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
@@ -40,6 +41,7 @@ pub struct Listener {
     tls: Option<Tls>,
     handshake_timeout: Duration,
     max_connections: usize,
+    seats: Option<Seats>,
 }
 
 impl Listener {
@@ -82,6 +84,7 @@ impl Listener {
             tls: None,
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
             max_connections: usize::MAX,
+            seats: None,
         })
     }
 
@@ -105,6 +108,13 @@ impl Listener {
     #[must_use]
     pub const fn with_max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
+        self
+    }
+
+    /// Serves each connection on a thread of its own choice (all on that of [`serve`](Self::serve)'s caller).
+    #[must_use]
+    pub fn with_seats(mut self, seats: Seats) -> Self {
+        self.seats = Some(seats);
         self
     }
 
@@ -171,24 +181,60 @@ impl Listener {
                 tcp.abort();
                 continue;
             }
-            match &self.tls {
-                None => connections.spawn(front(tcp.into(), source)),
-                Some(tls) => {
-                    let handshake = handshake(tls.clone(), tcp, source, self.handshake_timeout);
-                    let front = front.clone();
-                    connections.spawn(async move {
-                        // Boxed, so that its kilobytes are gone while the connection lives.
-                        if let Some(user) = Box::pin(handshake).await {
-                            front(user, source).await;
-                        }
-                    })
-                }
-            };
+            if let Err(error) = self.receive(&mut connections, tcp, source, &front) {
+                debug!(%source, %error, "a connection was lost on its way to its thread");
+            }
         }
         drop(self.sockets);
         while let Some(ended) = connections.join_next().await {
             report(ended);
         }
+    }
+
+    /// Spawns the task of a connection where its seat is.
+    fn receive<F, Fut>(
+        &self,
+        connections: &mut JoinSet<()>,
+        tcp: TcpStream,
+        source: SocketAddr,
+        front: &F,
+    ) -> io::Result<()>
+    where
+        F: Fn(UserStream, SocketAddr) -> Fut + Clone + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let seat = self.seats.as_ref().map(Seats::take);
+        match (seat, &self.tls) {
+            // Without anything around it, for there are many and most are idle.
+            (None, None) => connections.spawn(front(tcp.into(), source)),
+            (Some(seat), None) if seat.is_here() => connections.spawn(seat.keep(front(tcp.into(), source))),
+            (seat, tls) => {
+                let (tls, front, limit) = (tls.clone(), front.clone(), self.handshake_timeout);
+                // A socket is watched by the runtime it was made in, so it is unmade here and made again there.
+                let tcp = tcp.into_std()?;
+                let received = async move {
+                    let tcp = TcpStream::from_std(tcp).ok()?;
+                    match tls {
+                        None => Some(tcp.into()),
+                        Some(tls) => handshake(tls, tcp, source, limit).await,
+                    }
+                };
+                let served = async move {
+                    // Boxed, so that its kilobytes are gone while the connection lives.
+                    if let Some(user) = Box::pin(received).await {
+                        front(user, source).await;
+                    }
+                };
+                match seat {
+                    None => connections.spawn(served),
+                    Some(seat) => {
+                        let thread = seat.handle().clone();
+                        connections.spawn_on(seat.keep(served), &thread)
+                    }
+                }
+            }
+        };
+        Ok(())
     }
 
     /// The next connection, after the pause that earlier failures ask for.

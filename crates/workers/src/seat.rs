@@ -1,0 +1,293 @@
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use pin_project_lite::pin_project;
+use tokio::runtime::Handle;
+
+use crate::Crew;
+use crate::busy::Busy;
+
+/// Threads, each with a runtime, and who sits where. Cheap to clone; clones are the same threads.
+#[derive(Clone)]
+pub struct Workers(Arc<[Worker]>);
+
+#[derive(Debug)]
+struct Worker {
+    handle: Handle,
+    tunnels: AtomicUsize,
+    users: AtomicUsize,
+    busy: Busy,
+}
+
+impl Workers {
+    /// The runtime this is called in, whatever its flavour, and no other: everybody sits there.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    #[must_use]
+    pub fn here() -> Self {
+        Self::new([Handle::current()])
+    }
+
+    /// So many threads (at least one): that of the runtime this is called in, which should be of the
+    /// `current_thread` flavour, and the others new. They end with the [`Crew`].
+    ///
+    /// # Errors
+    ///
+    /// If the system has no more threads, or no more descriptors for their runtimes.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    pub fn start(threads: usize) -> io::Result<(Self, Crew)> {
+        let (crew, others) = Crew::start(threads.saturating_sub(1))?;
+        Ok((Self::new([Handle::current()].into_iter().chain(others)), crew))
+    }
+
+    fn new(handles: impl IntoIterator<Item = Handle>) -> Self {
+        let worker = |handle| Worker {
+            handle,
+            tunnels: AtomicUsize::new(0),
+            users: AtomicUsize::new(0),
+            busy: Busy::new(),
+        };
+        Self(handles.into_iter().map(worker).collect())
+    }
+
+    /// Seats for tunnels: each where the fewest are.
+    #[must_use]
+    pub fn tunnels(&self) -> Seats {
+        Seats { workers: self.clone(), kind: Kind::Tunnel }
+    }
+
+    /// Seats for users: each beside tunnels, where the fewest users are; or, while all of those threads are busy,
+    /// where it is least so.
+    #[must_use]
+    pub fn users(&self) -> Seats {
+        Seats { workers: self.clone(), kind: Kind::User }
+    }
+
+    /// The place for one more tunnel.
+    fn for_tunnel(&self) -> usize {
+        self.least(|worker| Some(worker.tunnels.load(Ordering::Relaxed)))
+    }
+
+    /// The place for one more user.
+    fn for_user(&self) -> usize {
+        let has_tunnels = self.0.iter().any(|worker| worker.tunnels.load(Ordering::Relaxed) > 0);
+        let place = self.least(|worker| {
+            let suits = !has_tunnels || worker.tunnels.load(Ordering::Relaxed) > 0;
+            suits.then(|| worker.users.load(Ordering::Relaxed))
+        });
+        if self.0.len() > 1 && Busy::is_much(self.0[place].percent()) {
+            return self.least(|worker| Some(worker.percent()));
+        }
+        place
+    }
+
+    /// The first of those with the least; those with none do not count.
+    fn least<T: Ord>(&self, of: impl Fn(&Worker) -> Option<T>) -> usize {
+        let rated = self.0.iter().enumerate().filter_map(|(index, worker)| Some((of(worker)?, index)));
+        rated.min().map_or(0, |(_, index)| index)
+    }
+}
+
+impl Worker {
+    fn percent(&self) -> u32 {
+        self.busy.percent(&self.handle)
+    }
+}
+
+impl fmt::Debug for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|worker| (&worker.tunnels, &worker.users))).finish()
+    }
+}
+
+// === Seats ===
+
+/// Where newcomers of one kind are put.
+#[derive(Clone, Debug)]
+pub struct Seats {
+    workers: Workers,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tunnel,
+    User,
+}
+
+impl Seats {
+    /// A seat for one more.
+    #[must_use]
+    pub fn take(&self) -> Seat {
+        let place = match self.kind {
+            Kind::Tunnel => self.workers.for_tunnel(),
+            Kind::User => self.workers.for_user(),
+        };
+        let seat = Seat { workers: self.workers.clone(), place, kind: self.kind };
+        seat.count().fetch_add(1, Ordering::Relaxed);
+        seat
+    }
+}
+
+/// A place on a thread, taken until it is dropped.
+pub struct Seat {
+    workers: Workers,
+    place: usize,
+    kind: Kind,
+}
+
+impl Seat {
+    /// The runtime of the thread.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.worker().handle
+    }
+
+    /// Whether it is the thread this is called on.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        Handle::try_current().is_ok_and(|here| here.id() == self.handle().id())
+    }
+
+    /// Whether both are on one thread.
+    #[must_use]
+    pub fn is_beside(&self, other: &Self) -> bool {
+        self.handle().id() == other.handle().id()
+    }
+
+    fn worker(&self) -> &Worker {
+        &self.workers.0[self.place]
+    }
+
+    fn count(&self) -> &AtomicUsize {
+        match self.kind {
+            Kind::Tunnel => &self.worker().tunnels,
+            Kind::User => &self.worker().users,
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.count().fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").field("place", &self.place).field("kind", &self.kind).finish()
+    }
+}
+
+pin_project! {
+    /// A future that keeps its seat until it is dropped.
+    #[derive(Debug)]
+    pub struct Seated<F> {
+        #[pin]
+        future: F,
+        seat: Seat,
+    }
+}
+
+impl Seat {
+    /// `future` on this seat. It still is to be spawned there: on [`handle`](Self::handle).
+    pub const fn keep<F>(self, future: F) -> Seated<F> {
+        Seated { future, seat: self }
+    }
+}
+
+impl<F: Future> Future for Seated<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().future.poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tunnels_spread_and_users_sit_beside_them() {
+        let (workers, _crew) = Workers::start(3).unwrap();
+        let first = workers.tunnels().take();
+        assert!(first.is_here(), "one tunnel, one thread: nothing is handed over at all");
+        let users: Vec<_> = (0..3).map(|_| workers.users().take()).collect();
+        assert!(users.iter().all(|user| user.is_beside(&first)));
+
+        let second = workers.tunnels().take();
+        assert!(!second.is_beside(&first));
+        let user = workers.users().take();
+        assert!(user.is_beside(&second), "where there are fewer users");
+        let third = workers.tunnels().take();
+        assert!(!third.is_beside(&first) && !third.is_beside(&second));
+        assert!(workers.tunnels().take().is_here(), "the fourth of three");
+    }
+
+    #[tokio::test]
+    async fn a_seat_is_free_again_when_it_is_dropped() {
+        let (workers, _crew) = Workers::start(2).unwrap();
+        drop(workers.tunnels().take());
+        assert!(workers.tunnels().take().is_here());
+        drop(workers.users().take());
+        assert_eq!(format!("{workers:?}"), "[(0, 0), (0, 0)]");
+        let seat = workers.users().take();
+        drop(seat.keep(std::future::pending::<()>()));
+        assert_eq!(format!("{workers:?}"), "[(0, 0), (0, 0)]");
+    }
+
+    #[tokio::test]
+    async fn without_a_tunnel_users_spread() {
+        let (workers, _crew) = Workers::start(2).unwrap();
+        let (one, other) = (workers.users().take(), workers.users().take());
+        assert!(!one.is_beside(&other));
+    }
+
+    #[test]
+    fn a_thread_without_a_moment_left_gets_no_more_users() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (workers, _crew) = Workers::start(2).unwrap();
+            let tunnel = workers.tunnels().take();
+            // A task that never lets go for three windows. What is judged is time, so time must pass.
+            tokio::spawn(async { thread::sleep(Duration::from_millis(300)) }).await.unwrap();
+            // The counter is written when the thread looks up from its work.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(!workers.users().take().is_beside(&tunnel));
+        });
+    }
+
+    #[tokio::test]
+    async fn work_runs_where_its_seat_is_and_ends_with_the_crew() {
+        let (workers, crew) = Workers::start(2).unwrap();
+        let _first = workers.tunnels().take();
+        let seat = workers.tunnels().take();
+        let (say, heard) = oneshot::channel();
+        let (alive, dead) = oneshot::channel::<()>();
+        let handle = seat.handle().clone();
+        handle.spawn(seat.keep(async move {
+            let _alive = alive;
+            let _ = say.send(thread::current().name().map(str::to_owned));
+            std::future::pending::<()>().await;
+        }));
+        assert_eq!(heard.await.unwrap().as_deref(), Some("anyproxy-1"));
+        crew.stop(Duration::from_secs(10));
+        assert!(dead.await.is_err(), "dropped with its thread");
+        assert_eq!(format!("{workers:?}"), "[(1, 0), (0, 0)]");
+    }
+}
