@@ -72,6 +72,7 @@ mod shared;
 
 mod carrier;
 mod read_ahead;
+mod rfc6455;
 mod socket;
 mod websocket;
 

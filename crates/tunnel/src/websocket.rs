@@ -1,33 +1,27 @@
 use std::borrow::Cow;
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use anyproxy_mux::frame::MAX_MESSAGE;
-use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt as _, Sink as _, SinkExt as _, Stream as _};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Duration, Instant, timeout};
-use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio_tungstenite::client_async_with_config;
+use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
-use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use tokio_util::io::poll_read_buf;
 
+use crate::rfc6455::{Decoder, Encoder, Incoming, MAX_HEAD, Opcode, Role, Violation};
 use crate::{Carrier, CarrierError, UpgradeError};
 
-/// What is read from below at once: one TLS record. (tungstenite clears that much before each read.)
-const READ_BUFFER: usize = 16 * 1024;
+/// The least that is read at once, and what an idle connection keeps: a few keystrokes of many streams.
+const LEAST_READ: usize = 8 * 1024;
 
-/// What waits for the flush at the end of the driver's turn. A full message passes without waiting.
-const WRITE_BUFFER: usize = 64 * 1024;
-
-/// Bytes from below without a whole message among them. Four times what a message may have leaves room for fragments,
-/// and bounds what a flood of empty ones costs: tungstenite takes fragments in without coming up for air.
-const MAX_UNFINISHED: usize = 4 * MAX_MESSAGE;
+/// What is written at once where there is more: a message of a full frame at first, and up to four on a line that has
+/// taken all so far. Less costs system calls and wakes the peer more often; more makes keystrokes wait behind it.
+const BATCH: (usize, usize) = (64 * 1024, 4 * 64 * 1024);
 
 /// WebSocket pings and pongs in a burst; one more is allowed each second. Neither end of a tunnel sends any (the
 /// multiplexer has pings of its own), but something between them may.
@@ -50,8 +44,24 @@ const MAX_REASON: usize = 123;
 /// protocol with 1002, and a flood of fragments, pings or pongs with 1008.
 #[derive(Debug)]
 pub struct WebSocket<Io> {
-    inner: WebSocketStream<Metered<Io>>,
+    io: Io,
+    decoder: Decoder,
+    encoder: Encoder,
+    /// What was read and not yet taken apart.
+    inbox: BytesMut,
+    /// Frames that were not written yet.
+    outbox: BytesMut,
+    /// How much waits before it is written, if no flush comes first.
+    batch: usize,
+    /// What was written since the last flush.
+    written: usize,
+    /// About how long the peer's messages are, so that the next one finds room where it is read.
+    usual: usize,
+    /// The answer to the latest ping (RFC 6455 section 5.5.3), until there is room for it.
+    pong: Option<Bytes>,
     control: Allowance,
+    /// The peer closed; it has its answer.
+    closed: bool,
     closing: Closing,
     lingered: usize,
 }
@@ -78,13 +88,21 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
     }
 
     fn upgraded(io: Io, role: Role) -> Self {
-        // Async in form only: there is nothing to wait for without a handshake.
-        let inner = WebSocketStream::from_raw_socket(Metered::new(io), role, Some(limits())).now_or_never();
-        Self::new(inner.expect("no handshake, no waiting"))
-    }
-
-    fn new(inner: WebSocketStream<Metered<Io>>) -> Self {
-        Self { inner, control: Allowance::new(), closing: Closing::Open, lingered: 0 }
+        Self {
+            io,
+            decoder: Decoder::new(role),
+            encoder: Encoder::new(role),
+            inbox: BytesMut::new(),
+            outbox: BytesMut::new(),
+            batch: BATCH.0,
+            written: 0,
+            usual: 0,
+            pong: None,
+            control: Allowance::new(),
+            closed: false,
+            closing: Closing::Open,
+            lingered: 0,
+        }
     }
 
     /// Asks the server at the other end of `io` for an upgrade.
@@ -101,13 +119,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
     /// Dropping the future drops the connection.
     pub async fn connect(io: Io, request: Request<()>) -> Result<Self, UpgradeError> {
         let request = with_upgrade_headers(request)?;
-        let (mut inner, response) =
-            client_async_with_config(request, Metered::new(io), Some(limits())).await?;
+        let (upgraded, response) = client_async_with_config(request, Upgrading::new(io), None).await?;
         if response.headers().contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
             return Err(UpgradeError::Protocol("an extension that nobody asked for".into()));
         }
-        inner.get_mut().unfinished = 0;
-        Ok(Self::new(inner))
+        let Upgrading { io, ahead, .. } = upgraded.into_inner();
+        Ok(Self { inbox: ahead, ..Self::upgraded(io, Role::Client) })
     }
 
     /// Sends every message back, text too, until the peer has had enough: the endpoint as suites of conformance tests
@@ -115,21 +132,18 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
     #[doc(hidden)]
     pub async fn echo(mut self) -> CarrierError {
         let end = loop {
-            let message = match poll_fn(|cx| Pin::new(&mut self.inner).poll_next(cx)).await {
+            let (opcode, message) = match poll_fn(|cx| self.poll_message(cx)).await {
                 None => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
-                Some(Err(WsError::Utf8(error))) => break violation(1007, error),
-                Some(Err(error)) => break error.into(),
-                Some(Ok(message @ Message::Text(_))) => {
-                    self.inner.get_mut().unfinished = 0;
-                    message
+                Some(Err(error)) => break error,
+                Some(Ok(Incoming::Text(text))) if str::from_utf8(&text).is_err() => {
+                    break violation(1007, "text that is not UTF-8");
                 }
-                Some(Ok(message)) => match self.received(message) {
-                    None => continue,
-                    Some(Ok(message)) => Message::Binary(message),
-                    Some(Err(end)) => break end,
-                },
+                Some(Ok(Incoming::Text(text))) => (Opcode::Text, text),
+                Some(Ok(Incoming::Binary(message))) => (Opcode::Binary, message),
+                Some(Ok(_)) => continue,
             };
-            if let Err(error) = self.inner.send(message).await {
+            self.encoder.encode(opcode, &message, &mut self.outbox);
+            if let Err(error) = poll_fn(|cx| Carrier::poll_flush(&mut self, cx)).await {
                 break error.into();
             }
         };
@@ -141,84 +155,157 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
         end
     }
 
-    fn received(&mut self, message: Message) -> Option<Result<Bytes, CarrierError>> {
-        match message {
-            Message::Binary(message) => {
-                self.inner.get_mut().unfinished = 0;
-                Some(Ok(message))
-            }
-            Message::Text(_) => Some(Err(violation(1003, "a text message"))),
-            Message::Close(frame) => Some(Err(match frame {
-                Some(frame) => {
-                    CarrierError::Closed { code: frame.code.into(), reason: frame.reason.as_str().to_owned() }
+    /// The next message, text or binary; what else there is is answered here.
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, CarrierError>>> {
+        while !self.closed {
+            match self.decoder.decode(&mut self.inbox) {
+                Err(violation) => return Poll::Ready(Some(Err(violation.into()))),
+                Ok(Some(incoming)) => {
+                    if let Some(received) = self.received(cx, incoming) {
+                        return Poll::Ready(Some(received));
+                    }
                 }
-                None => CarrierError::Closed { code: 1005, reason: String::new() },
-            })),
-            Message::Ping(_) | Message::Pong(_) if self.control.spend() => None,
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {
-                Some(Err(violation(1008, "too many WebSocket pings")))
+                Ok(None) => {
+                    self.make_room();
+                    if ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbox))? == 0 {
+                        let end = io::Error::from(io::ErrorKind::UnexpectedEof);
+                        return Poll::Ready(Some(Err(end.into())));
+                    }
+                }
             }
         }
+        Poll::Ready(None)
+    }
+
+    /// What of it is a message; the rest is answered here.
+    fn received(
+        &mut self,
+        cx: &mut Context<'_>,
+        incoming: Incoming,
+    ) -> Option<Result<Incoming, CarrierError>> {
+        match incoming {
+            Incoming::Binary(ref message) | Incoming::Text(ref message) => {
+                self.usual = message.len().max(self.usual / 2);
+                Some(Ok(incoming))
+            }
+            Incoming::Close(words) => {
+                self.closed = true;
+                // The same code back (RFC 6455 section 5.5.1), unless this end has closed already.
+                if self.closing == Closing::Open {
+                    let code = words.as_ref().map(|(code, _)| code.to_be_bytes());
+                    let payload = code.as_ref().map_or(&[][..], |code| code);
+                    self.encoder.encode(Opcode::Close, payload, &mut self.outbox);
+                }
+                let (code, reason) = words.unwrap_or((1005, String::new()));
+                Some(Err(CarrierError::Closed { code, reason }))
+            }
+            Incoming::Ping(_) | Incoming::Pong if !self.control.spend() => {
+                Some(Err(violation(1008, "too many WebSocket pings")))
+            }
+            Incoming::Ping(payload) => {
+                self.pong = Some(payload);
+                // A failure shows again with the next read or write.
+                let _ = Carrier::poll_flush(self, cx);
+                None
+            }
+            Incoming::Pong => None,
+        }
+    }
+
+    /// Makes room for a read: for the rest of the message under way, or for one as long as the latest.
+    fn make_room(&mut self) {
+        let wanted = match self.decoder.missing() {
+            0 => self.usual + MAX_HEAD,
+            missing => missing,
+        };
+        let wanted = wanted.max(LEAST_READ);
+        // What a large message needed is not kept for small ones.
+        if self.inbox.is_empty() && self.inbox.capacity() / 8 > wanted {
+            self.inbox = BytesMut::new();
+        }
+        self.inbox.reserve(wanted);
+    }
+
+    /// Writes until less than `enough` waits.
+    fn poll_write(&mut self, cx: &mut Context<'_>, enough: usize) -> Poll<io::Result<()>> {
+        while self.outbox.len() >= enough {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, &self.outbox))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => {
+                    self.written += written;
+                    self.outbox.advance(written);
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Carrier for WebSocket<Io> {
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, CarrierError>>> {
-        loop {
-            match ready!(Pin::new(&mut self.inner).poll_next(cx)) {
-                None => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                Some(Ok(message)) => {
-                    if let Some(received) = self.received(message) {
-                        return Poll::Ready(Some(received));
-                    }
-                }
-            }
-        }
+        let message = ready!(self.poll_message(cx));
+        Poll::Ready(message.map(|message| match message? {
+            Incoming::Binary(message) => Ok(message),
+            _ => Err(violation(1003, "a text message")),
+        }))
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_ready(cx).map_err(into_io)
+        self.poll_write(cx, self.batch)
     }
 
     fn start_send(&mut self, message: &mut BytesMut) -> io::Result<()> {
-        let message = Message::Binary(message.split().freeze());
-        Pin::new(&mut self.inner).start_send(message).map_err(into_io)
+        if self.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.encoder.encode(Opcode::Binary, message, &mut self.outbox);
+        message.clear();
+        Ok(())
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx).map_err(into_io)
+        ready!(self.poll_write(cx, self.batch))?;
+        if let Some(pong) = self.pong.take().filter(|_| !self.closed && self.closing == Closing::Open) {
+            self.encoder.encode(Opcode::Pong, &pong, &mut self.outbox);
+        }
+        ready!(self.poll_write(cx, 1))?;
+        // What a large message needed is not kept for small ones.
+        if self.outbox.capacity() / 8 > self.written.max(LEAST_READ) {
+            self.outbox = BytesMut::new();
+        }
+        let flush = Pin::new(&mut self.io).poll_flush(cx);
+        if flush.is_pending() {
+            self.batch = BATCH.0;
+        } else if std::mem::take(&mut self.written) >= self.batch {
+            self.batch = (2 * self.batch).min(BATCH.1);
+        }
+        flush
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>, code: u16, reason: &str) -> Poll<io::Result<()>> {
         loop {
             self.closing = match self.closing {
                 Closing::Open => {
-                    let reason = &reason[..reason.floor_char_boundary(MAX_REASON)];
-                    let frame = CloseFrame { code: code.into(), reason: reason.into() };
-                    match Pin::new(&mut self.inner).start_send(Message::Close(Some(frame))) {
-                        // The peer closed first, and has its answer.
-                        Ok(()) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed) => {}
-                        Err(WsError::Protocol(ProtocolError::SendAfterClosing)) => {}
-                        Err(error) => return Poll::Ready(Err(into_io(error))),
+                    // A peer that closed first has its answer.
+                    if !self.closed {
+                        let mut words = code.to_be_bytes().to_vec();
+                        words.extend_from_slice(&reason.as_bytes()[..reason.floor_char_boundary(MAX_REASON)]);
+                        self.encoder.encode(Opcode::Close, &words, &mut self.outbox);
                     }
                     Closing::Flushing
                 }
                 Closing::Flushing => {
-                    match ready!(Pin::new(&mut self.inner).poll_flush(cx)) {
-                        Ok(()) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed) => {}
-                        Err(error) => return Poll::Ready(Err(into_io(error))),
-                    }
+                    ready!(self.poll_flush(cx))?;
                     Closing::ShuttingDown
                 }
                 Closing::ShuttingDown => {
-                    ready!(Pin::new(&mut self.inner.get_mut().io).poll_shutdown(cx))?;
+                    ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
                     Closing::Lingering
                 }
                 Closing::Lingering => {
                     let mut late = [0; 4096];
                     let mut late = ReadBuf::new(&mut late);
-                    ready!(Pin::new(&mut self.inner.get_mut().io).poll_read(cx, &mut late))?;
+                    ready!(Pin::new(&mut self.io).poll_read(cx, &mut late))?;
                     self.lingered += late.filled().len();
                     let over = late.filled().is_empty() || self.lingered > MAX_LINGER;
                     if over { Closing::Done } else { Closing::Lingering }
@@ -227,16 +314,6 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Carrier for WebSocket<
             }
         }
     }
-}
-
-fn limits() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        // A message is given only when the one before has left, so there is always room: for it, and for pongs.
-        .max_write_buffer_size(WRITE_BUFFER + 2 * MAX_MESSAGE)
-        .max_message_size(Some(MAX_MESSAGE))
-        .max_frame_size(Some(MAX_MESSAGE))
 }
 
 fn with_upgrade_headers(mut request: Request<()>) -> Result<Request<()>, UpgradeError> {
@@ -264,30 +341,9 @@ fn violation(code: u16, what: impl Into<Cow<'static, str>>) -> CarrierError {
     CarrierError::Violation { code, what: what.into() }
 }
 
-fn into_io(error: WsError) -> io::Error {
-    match error {
-        WsError::Io(error) => error,
-        WsError::ConnectionClosed | WsError::AlreadyClosed => io::ErrorKind::BrokenPipe.into(),
-        error => io::Error::other(error),
-    }
-}
-
-impl From<WsError> for CarrierError {
-    fn from(error: WsError) -> Self {
-        match error {
-            WsError::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<Unfinished>()) => {
-                violation(1008, "too many fragments")
-            }
-            WsError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
-                Self::Io(io::ErrorKind::UnexpectedEof.into())
-            }
-            WsError::Protocol(error) => violation(1002, error.to_string()),
-            WsError::Capacity(error) => violation(1009, error.to_string()),
-            // Only text must be UTF-8, and text is refused in any case.
-            WsError::Utf8(_) => violation(1003, "a text message"),
-            WsError::AttackAttempt => violation(1008, "a flood"),
-            error => Self::Io(into_io(error)),
-        }
+impl From<Violation> for CarrierError {
+    fn from(Violation { code, what }: Violation) -> Self {
+        violation(code, what)
     }
 }
 
@@ -332,63 +388,49 @@ impl Allowance {
     }
 }
 
-// === Metered ===
+// === Upgrading ===
 
-/// Counts what is read until somebody says that it made a whole message, and fails beyond [`MAX_UNFINISHED`].
+/// Reads no further than the end of the server's answer, so that what comes behind it is not lost with what read it.
 #[derive(Debug)]
-struct Metered<Io> {
+struct Upgrading<Io> {
     io: Io,
-    unfinished: usize,
+    /// What was read and not handed out.
+    ahead: BytesMut,
+    /// How much of the empty line that ends the answer was handed out.
+    matched: usize,
 }
 
-#[derive(Debug)]
-struct Unfinished;
+/// The end of the answer's head.
+const END: &[u8] = b"\r\n\r\n";
 
-impl fmt::Display for Unfinished {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no whole message in very many bytes")
+impl<Io> Upgrading<Io> {
+    fn new(io: Io) -> Self {
+        Self { io, ahead: BytesMut::new(), matched: 0 }
     }
 }
 
-impl std::error::Error for Unfinished {}
-
-impl<Io> Metered<Io> {
-    const fn new(io: Io) -> Self {
-        Self { io, unfinished: 0 }
-    }
-}
-
-impl<Io: AsyncRead + Unpin> AsyncRead for Metered<Io> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.unfinished > MAX_UNFINISHED {
-            return Poll::Ready(Err(io::Error::other(Unfinished)));
+impl<Io: AsyncRead + Unpin> AsyncRead for Upgrading<Io> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.ahead.is_empty() {
+            this.ahead.reserve(LEAST_READ);
+            ready!(poll_read_buf(Pin::new(&mut this.io), cx, &mut this.ahead))?;
         }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        self.unfinished += buf.filled().len() - before;
+        while this.matched < END.len() && buf.remaining() > 0 && !this.ahead.is_empty() {
+            let byte = this.ahead.get_u8();
+            buf.put_slice(&[byte]);
+            this.matched = match this.matched {
+                at if byte == END[at] => at + 1,
+                _ => usize::from(byte == END[0]),
+            };
+        }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<Io: AsyncWrite + Unpin> AsyncWrite for Metered<Io> {
+impl<Io: AsyncWrite + Unpin> AsyncWrite for Upgrading<Io> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
