@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 /// What carries messages to the peer and back, whole and in order: a [`WebSocket`](crate::WebSocket) in production.
 ///
@@ -17,13 +17,13 @@ pub trait Carrier: Send + Unpin + 'static {
     /// more urgent frames can no longer overtake.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Takes one message, of at most [`MAX_MESSAGE`](anyproxy_mux::frame::MAX_MESSAGE) bytes, and empties `message`;
-    /// what the carrier does not keep of its memory is the caller's to use again.
+    /// Takes one message, of at most [`MAX_MESSAGE`](anyproxy_mux::frame::MAX_MESSAGE) bytes: these pieces, joined.
+    /// It comes in pieces so that bulk is copied once, to where it leaves from.
     ///
     /// # Errors
     ///
     /// That of the connection; the carrier is over then.
-    fn start_send(&mut self, message: &mut BytesMut) -> io::Result<()>;
+    fn start_send(&mut self, message: &[Bytes]) -> io::Result<()>;
 
     /// Passes all that was taken to the connection.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;

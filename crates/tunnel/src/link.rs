@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use anyproxy_mux::frame::{Frame as _, Frames, HEADER_LEN, MAX_MESSAGE, MAX_PAYLOAD};
+use anyproxy_mux::frame::{COPIED_BELOW, Frame, Frames, HEADER_LEN, MAX_MESSAGE, MAX_PAYLOAD};
 use anyproxy_mux::{Event, Mux, PeerError, Side};
 use bytes::{Bytes, BytesMut};
 use tokio::time::{sleep_until, timeout};
@@ -27,8 +27,7 @@ pub(crate) fn now() -> Instant {
 pub(crate) struct Link<S: Side, C> {
     pub(crate) carrier: C,
     pub(crate) mux: Mux<S>,
-    /// The message being written; empty between the calls, and kept for its memory.
-    message: BytesMut,
+    message: Message,
     /// Something was given to the carrier since it was flushed.
     flushing: bool,
 }
@@ -43,7 +42,7 @@ pub(crate) enum Left {
 impl<S: Side, C: Carrier> Link<S, C> {
     pub(crate) fn new(carrier: C, config: &Config) -> Self {
         let mux = Mux::new(config.mux.clone(), now()).with_memory(&config.memory);
-        Self { carrier, mux, message: BytesMut::new(), flushing: false }
+        Self { carrier, mux, message: Message::default(), flushing: false }
     }
 
     /// Takes one message in.
@@ -89,19 +88,19 @@ impl<S: Side, C: Carrier> Link<S, C> {
         ready!(self.poll_flush(cx))?;
         while left == Left::Nothing {
             ready!(self.carrier.poll_ready(cx))?;
-            while self.message.len() <= FULL
+            while self.message.length <= FULL
                 && let Some(frame) = self.mux.poll_transmit(now)
             {
                 frame_seen(&frame);
-                let tail = frame.encode_head(&mut self.message);
-                self.message.extend_from_slice(&tail);
+                self.message.push(frame);
             }
-            if self.message.is_empty() {
+            if self.message.length == 0 {
                 break;
             }
-            sent += self.message.len();
+            sent += self.message.length;
             self.flushing = true;
-            self.carrier.start_send(&mut self.message)?;
+            self.carrier.start_send(self.message.pieces())?;
+            self.message.clear();
             if sent >= SENT_PER_TURN {
                 left = Left::More;
             }
@@ -120,7 +119,7 @@ impl<S: Side, C: Carrier> Link<S, C> {
 
     /// Gives the memory back that only a busy tunnel needs.
     pub(crate) fn shrink(&mut self) {
-        self.message = BytesMut::new();
+        self.message = Message::default();
     }
 
     /// Says the hello that the multiplexer was given, if it was, and waits for the peer's.
@@ -173,14 +172,52 @@ impl<S: Side, C: Carrier> Link<S, C> {
             poll_fn(|cx| self.poll_flush(cx)).await?;
             poll_fn(|cx| self.carrier.poll_ready(cx)).await?;
             if let Some(frame) = self.mux.poll_transmit(now()) {
-                let tail = frame.encode_head(&mut self.message);
-                self.message.extend_from_slice(&tail);
-                self.carrier.start_send(&mut self.message)?;
+                self.message.push(frame);
+                self.carrier.start_send(self.message.pieces())?;
             }
             poll_fn(|cx| self.carrier.poll_flush(cx)).await?;
             poll_fn(|cx| self.carrier.poll_close(cx, code, reason)).await
         };
         // A peer that does not listen is left without.
         let _: Result<io::Result<()>, _> = timeout(limit, words).await;
+    }
+}
+
+// === Message ===
+
+/// A message being put together: empty between the calls, and kept for its memory.
+#[derive(Default)]
+struct Message {
+    /// Payloads that are worth a piece of their own, and what lies between them.
+    pieces: Vec<Bytes>,
+    /// Heads and short payloads since the last piece.
+    block: BytesMut,
+    length: usize,
+}
+
+impl Message {
+    fn push(&mut self, frame: impl Frame) {
+        let before = self.block.len();
+        let payload = frame.encode_head(&mut self.block);
+        self.length += self.block.len() - before + payload.len();
+        if payload.len() < COPIED_BELOW {
+            self.block.extend_from_slice(&payload);
+        } else {
+            self.pieces.push(self.block.split().freeze());
+            self.pieces.push(payload);
+        }
+    }
+
+    /// All of it. Nothing more is to be pushed before it is cleared.
+    fn pieces(&mut self) -> &[Bytes] {
+        if !self.block.is_empty() {
+            self.pieces.push(self.block.split().freeze());
+        }
+        &self.pieces
+    }
+
+    fn clear(&mut self) {
+        self.pieces.clear();
+        self.length = 0;
     }
 }

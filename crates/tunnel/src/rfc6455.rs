@@ -272,10 +272,16 @@ impl Encoder {
 
     /// Appends a whole frame with this payload, which for control frames is at most 125 bytes.
     pub(crate) fn encode(&mut self, opcode: Opcode, payload: &[u8], dst: &mut BytesMut) {
-        dst.reserve(MAX_HEAD + payload.len());
+        self.encode_pieces(opcode, &[payload], dst);
+    }
+
+    /// The same with a payload in pieces.
+    pub(crate) fn encode_pieces(&mut self, opcode: Opcode, pieces: &[impl AsRef<[u8]>], dst: &mut BytesMut) {
+        let length = pieces.iter().map(|piece| piece.as_ref().len()).sum();
+        dst.reserve(MAX_HEAD + length);
         dst.put_u8(0x80 | opcode as u8);
         let masked = if self.masks.is_some() { 0x80 } else { 0 };
-        match payload.len() {
+        match length {
             short @ 0..=125 => dst.put_u8(masked | short as u8),
             medium @ 126..=0xFFFF => {
                 dst.put_u8(masked | 126);
@@ -286,13 +292,19 @@ impl Encoder {
                 dst.put_u64(long as u64);
             }
         }
-        let Some(masks) = &self.masks else { return dst.extend_from_slice(payload) };
-        self.sent += 1;
-        let [a, b, c, d, ..] = masks.hash_one(self.sent).to_ne_bytes();
-        dst.extend_from_slice(&[a, b, c, d]);
+        let key = self.masks.as_ref().map(|masks| {
+            self.sent += 1;
+            let [a, b, c, d, ..] = masks.hash_one(self.sent).to_ne_bytes();
+            [a, b, c, d]
+        });
+        dst.extend_from_slice(key.as_ref().map_or(&[], |key| key));
         let start = dst.len();
-        dst.extend_from_slice(payload);
-        apply_mask(&mut dst[start..], [a, b, c, d]);
+        for piece in pieces {
+            dst.extend_from_slice(piece.as_ref());
+        }
+        if let Some(key) = key {
+            apply_mask(&mut dst[start..], key);
+        }
     }
 }
 

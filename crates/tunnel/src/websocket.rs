@@ -254,12 +254,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Carrier for WebSocket<
         self.poll_write(cx, self.batch)
     }
 
-    fn start_send(&mut self, message: &mut BytesMut) -> io::Result<()> {
+    fn start_send(&mut self, message: &[Bytes]) -> io::Result<()> {
         if self.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        self.encoder.encode(Opcode::Binary, message, &mut self.outbox);
-        message.clear();
+        self.encoder.encode_pieces(Opcode::Binary, message, &mut self.outbox);
         Ok(())
     }
 
