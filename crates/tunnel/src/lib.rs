@@ -85,6 +85,8 @@ pub use driver::Driver;
 pub use error::{CloseReason, OpenError, StreamReset, TunnelError, UpgradeError};
 pub use gateway::{Accepting, Tunnel, accept};
 pub use read_ahead::ReadAhead;
+#[doc(hidden)]
+pub use rfc6455::fuzz;
 pub use socket::{TLS_BUFFER, tune};
 pub use stream::Stream;
 pub use websocket::WebSocket;

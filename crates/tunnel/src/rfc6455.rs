@@ -37,7 +37,7 @@ pub(crate) enum Opcode {
 }
 
 /// What the peer said.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
     /// A whole binary message.
     Binary(Bytes),
@@ -308,20 +308,64 @@ impl Encoder {
     }
 }
 
+// === Fuzzing ===
+
+/// What the fuzz target calls, with any bytes: what is heard must not depend on the pieces it comes in, no message may
+/// be beyond the limit, and what was heard, said again, must be heard the same.
+pub fn fuzz(input: &[u8]) {
+    let [role, step, bytes @ ..] = input else { return };
+    let (here, there) =
+        if role & 1 == 0 { (Role::Client, Role::Server) } else { (Role::Server, Role::Client) };
+    let (said, violation) = hear(here, bytes, usize::MAX);
+    assert_eq!(hear(here, bytes, 1 + usize::from(*step)), (said.clone(), violation), "in pieces");
+    let mut again = BytesMut::new();
+    let mut encoder = Encoder::new(there);
+    for incoming in &said {
+        match incoming {
+            Incoming::Binary(data) | Incoming::Text(data) => assert!(data.len() <= MAX_MESSAGE),
+            Incoming::Ping(data) => assert!(data.len() <= MAX_CONTROL),
+            Incoming::Pong | Incoming::Close(_) => {}
+        }
+        match incoming {
+            Incoming::Binary(data) => encoder.encode(Opcode::Binary, data, &mut again),
+            Incoming::Text(data) => encoder.encode(Opcode::Text, data, &mut again),
+            Incoming::Ping(data) => encoder.encode(Opcode::Ping, data, &mut again),
+            Incoming::Pong => encoder.encode(Opcode::Pong, b"", &mut again),
+            Incoming::Close(None) => encoder.encode(Opcode::Close, b"", &mut again),
+            Incoming::Close(Some((code, reason))) => {
+                let words = [&code.to_be_bytes()[..], reason.as_bytes()];
+                encoder.encode_pieces(Opcode::Close, &words, &mut again);
+            }
+        }
+    }
+    assert_eq!(hear(here, &again, usize::MAX), (said, None), "said again");
+}
+
+/// Everything said in `bytes`, handed over in pieces of at most `step`, until something is wrong.
+fn hear(role: Role, bytes: &[u8], step: usize) -> (Vec<Incoming>, Option<Violation>) {
+    let (mut decoder, mut src, mut said) = (Decoder::new(role), BytesMut::new(), Vec::new());
+    for piece in bytes.chunks(step) {
+        src.extend_from_slice(piece);
+        loop {
+            match decoder.decode(&mut src) {
+                Ok(Some(incoming)) => said.push(incoming),
+                Ok(None) => break,
+                Err(violation) => return (said, Some(violation)),
+            }
+        }
+    }
+    (said, None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Everything said in `bytes`, handed over in pieces of at most `step`.
     fn decode(role: Role, bytes: &[u8], step: usize) -> Result<Vec<Incoming>, Violation> {
-        let (mut decoder, mut src, mut said) = (Decoder::new(role), BytesMut::new(), Vec::new());
-        for piece in bytes.chunks(step) {
-            src.extend_from_slice(piece);
-            while let Some(incoming) = decoder.decode(&mut src)? {
-                said.push(incoming);
-            }
+        match hear(role, bytes, step) {
+            (said, None) => Ok(said),
+            (_, Some(violation)) => Err(violation),
         }
-        Ok(said)
     }
 
     #[test]
