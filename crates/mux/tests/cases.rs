@@ -365,6 +365,34 @@ fn i6_messages_packed_to_be_kept_alive_cost_no_more_than_the_held_bytes() {
 }
 
 #[test]
+fn i6_no_mixture_of_packed_messages_keeps_three_times_the_held_bytes() {
+    const MESSAGE: usize = 128 * 1024;
+    let config = Config::default();
+    let most = 3 * config.held_bytes;
+    let mut client = ClientUnderTest::with(config);
+    let mut messages = Vec::new();
+    let mut streams =
+        (1..).map(|number| client.accept_open(number)).take(128).collect::<Vec<_>>().into_iter();
+    // Each length as long as it stays a slice, the most wasteful first.
+    for len in (16..=64).map(|kib| kib * 1024) {
+        'slices: for stream in streams.by_ref() {
+            for _ in 0..START_WINDOW as usize / len {
+                let message = Bytes::from(vec![0; MESSAGE]);
+                client.stream(stream, StreamFrame::Data(message.slice(..len)));
+                let copied = message.is_unique();
+                messages.push(message);
+                if copied {
+                    break 'slices;
+                }
+            }
+        }
+    }
+    let kept = messages.iter().filter(|message| !message.is_unique()).count() * MESSAGE;
+    assert!(kept as u64 <= most, "{kept}");
+    assert!(kept as u64 > most / 2, "{kept}: the test no longer tries what is worst");
+}
+
+#[test]
 fn m15_streams_reset_with_unread_data_give_everything_back() {
     let mut gateway = GatewayUnderTest::with(Config { held_bytes: 8 << 20, ..Config::default() });
     for _ in 0..1_000 {

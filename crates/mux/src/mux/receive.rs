@@ -2,17 +2,11 @@
 
 use std::time::Instant;
 
-use anyproxy_frame::{ResetCode, StreamFrame, StreamId};
+use anyproxy_frame::{MAX_MESSAGE, ResetCode, StreamFrame, StreamId};
 use bytes::Bytes;
 
 use super::Mux;
 use crate::{Event, PeerError, Side, schedule::Place, stream::Half};
-
-/// The part of `held_bytes` that may be slices of the messages it came in. A slice keeps the whole message alive, eight
-/// times its own length at most (see [`Frames`](anyproxy_frame::Frames)); what comes when more is held than this part
-/// is copied. So even from a peer that packs its messages to that end, all that is held costs no more than
-/// `held_bytes` above what it counts.
-const SLICES: u64 = 8;
 
 impl<S: Side> Mux<S> {
     pub(crate) fn handle_hello(&mut self, window: u32, hello: Box<S::PeerHello>) -> Result<(), PeerError> {
@@ -106,8 +100,7 @@ impl<S: Side> Mux<S> {
         stream.granted = granted;
         stream.held += data.len() as u32;
         self.held += data.len() as u64;
-        let data =
-            if self.held > self.config.held_bytes / SLICES { Bytes::copy_from_slice(&data) } else { data };
+        let data = if self.may_stay_a_slice(data.len()) { data } else { Bytes::copy_from_slice(&data) };
         self.events.push_back(Event::Data { id, data });
         let limit = self.held_limit();
         if self.held <= limit {
@@ -144,6 +137,13 @@ impl<S: Side> Mux<S> {
         // A stream that waited for credit is a busy one, and does not come before the others.
         self.schedule(id, Place::Busy);
         Ok(())
+    }
+
+    /// Whether data that was just counted may stay a slice of its message, which it keeps alive whole: as long as all
+    /// that is held, if it were such slices, would keep no more than `held_bytes`. A peer that packs its messages to cost
+    /// as much as they can is copied after 2 MiB, full frames after 8, and no mixture keeps three times `held_bytes`.
+    fn may_stay_a_slice(&self, len: usize) -> bool {
+        self.held.saturating_mul(MAX_MESSAGE as u64) <= self.config.held_bytes.saturating_mul(len as u64)
     }
 
     /// The peer broke a rule of streams: this one ends, and the tunnel when it happens too often.
