@@ -226,10 +226,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
         self.inbox.reserve(wanted);
     }
 
-    /// Writes until less than `enough` waits.
+    /// Writes until less than `enough` waits. A line that makes us wait is given smaller batches from here on.
     fn poll_write(&mut self, cx: &mut Context<'_>, enough: usize) -> Poll<io::Result<()>> {
         while self.outbox.len() >= enough {
-            match ready!(Pin::new(&mut self.io).poll_write(cx, &self.outbox))? {
+            let Poll::Ready(written) = Pin::new(&mut self.io).poll_write(cx, &self.outbox) else {
+                (self.batch, self.written) = (BATCH.0, 0);
+                return Poll::Pending;
+            };
+            match written? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => {
                     self.written += written;
@@ -274,7 +278,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Carrier for WebSocket<
         }
         let flush = Pin::new(&mut self.io).poll_flush(cx);
         if flush.is_pending() {
-            self.batch = BATCH.0;
+            (self.batch, self.written) = (BATCH.0, 0);
         } else if std::mem::take(&mut self.written) >= self.batch {
             self.batch = (2 * self.batch).min(BATCH.1);
         }
@@ -438,5 +442,35 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Upgrading<Io> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn batches_grow_on_a_line_that_takes_all_and_start_anew_on_one_that_does_not() {
+        let (near, _far) = duplex(1024 * 1024);
+        let mut socket = WebSocket::server(near);
+        let mut cx = Context::from_waker(Waker::noop());
+        let message = [Bytes::from(vec![0; BATCH.0])];
+        for batch in [BATCH.0, 2 * BATCH.0, BATCH.1] {
+            assert_eq!(socket.batch, batch);
+            while socket.written + socket.outbox.len() < batch {
+                assert!(socket.poll_ready(&mut cx).is_ready());
+                socket.start_send(&message).unwrap();
+            }
+            assert!(Carrier::poll_flush(&mut socket, &mut cx).is_ready());
+        }
+        assert_eq!(socket.batch, BATCH.1, "and no further");
+        while socket.poll_ready(&mut cx).is_ready() {
+            socket.start_send(&message).unwrap();
+        }
+        assert_eq!(socket.batch, BATCH.0);
     }
 }
