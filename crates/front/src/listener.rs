@@ -1,7 +1,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::sync::LazyLock;
 use std::task::Poll;
 use std::time::Duration;
@@ -210,10 +210,13 @@ impl Listener {
             (Some(seat), None) if seat.is_here() => connections.spawn(seat.keep(front(tcp.into(), source))),
             (seat, tls) => {
                 let (tls, front, limit) = (tls.clone(), front.clone(), self.handshake_timeout);
-                // A socket is watched by the runtime it was made in, so it is unmade here and made again there.
-                let tcp = tcp.into_std()?;
+                let moves = seat.as_ref().is_some_and(|seat| !seat.is_here());
+                let arrival = if moves { Arrival::Moved(tcp.into_std()?) } else { Arrival::Here(tcp) };
                 let received = async move {
-                    let tcp = TcpStream::from_std(tcp).ok()?;
+                    let tcp = arrival
+                        .unpack()
+                        .inspect_err(|error| debug!(%source, %error, "a connection was lost on its way"))
+                        .ok()?;
                     match tls {
                         None => Some(tcp.into()),
                         Some(tls) => handshake(tls, tcp, source, limit).await,
@@ -251,6 +254,22 @@ impl Listener {
             Poll::Pending
         })
         .await
+    }
+}
+
+/// A connection on its way to its thread. A socket is watched by the runtime it was made in, so one that goes elsewhere is
+/// unmade here and made again there.
+enum Arrival {
+    Here(TcpStream),
+    Moved(StdStream),
+}
+
+impl Arrival {
+    fn unpack(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Here(tcp) => Ok(tcp),
+            Self::Moved(tcp) => TcpStream::from_std(tcp),
+        }
     }
 }
 
@@ -557,6 +576,34 @@ mod tests {
         assert!(trusts(address, old_root).await);
         tls.replace(new);
         assert!(trusts(address, new_root).await);
+    }
+
+    #[tokio::test]
+    async fn users_are_served_on_the_thread_of_their_seat_with_tls_and_without() {
+        let (config, root) = certificate();
+        let (plain, address) = loopback();
+        let (secure, secure_address) = loopback();
+        let (workers, _crew) = anyproxy_workers::Workers::start(2).unwrap();
+        let (seen, mut threads) = mpsc::unbounded_channel();
+        let front = move |user, source| {
+            seen.send(std::thread::current().id()).unwrap();
+            echo(user, source)
+        };
+        let (plain, secure) = (plain.with_seats(workers.users()), secure.with_seats(workers.users()));
+        let _plain = tokio::spawn(plain.serve(CancellationToken::new(), front.clone()));
+        let secure = secure.with_tls(Tls::new(config));
+        let _secure = tokio::spawn(secure.serve(CancellationToken::new(), front));
+        // A user who sits here already, so that the others have fewer beside them on the other thread.
+        let held = workers.users().take();
+        assert!(held.is_here());
+        assert!(answers(address).await);
+        let elsewhere = threads.recv().await.unwrap();
+        assert_ne!(elsewhere, std::thread::current().id());
+        while format!("{workers:?}") != "[(0, 1), (0, 0)]" {
+            tokio::task::yield_now().await;
+        }
+        assert!(trusts(secure_address, root).await);
+        assert_eq!(threads.recv().await.unwrap(), elsewhere);
     }
 
     #[tokio::test]
