@@ -171,7 +171,7 @@ impl Pair {
 
     fn open(&mut self) -> StreamId {
         let open = Open::tcp(HostRef::Name("db.example.lan".into()), 5432);
-        let id = self.gateway.open(self.now, open).expect("room");
+        let id = self.gateway.open(open).expect("room");
         self.exchange();
         id
     }

@@ -59,7 +59,7 @@ impl Pair {
 
     fn open(&mut self) -> StreamId {
         let open = Open::tcp(HostRef::Name("target.example".into()), 443);
-        let id = self.gateway.open(self.now, open).expect("room");
+        let id = self.gateway.open(open).expect("room");
         self.exchange();
         id
     }

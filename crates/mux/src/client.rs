@@ -34,11 +34,11 @@ impl Mux<Client> {
 
     /// Answers an open: the target was reached, and bytes may flow. The window is filled in.
     pub fn accept(&mut self, id: StreamId, mut ok: OpenOk) {
-        let (window, now) = (self.start_window(), self.now);
+        let window = self.start_window();
         let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.unanswered) else {
             return;
         };
-        stream.grant(window, now);
+        stream.grant(window);
         let credit = stream.credit;
         ok.window = (window != self.window && !stream.is_datagrams()).then_some(window);
         self.control.push(ToGateway::OpenOk(id, ok));

@@ -67,7 +67,7 @@ impl Mux<Gateway> {
     ///
     /// # Errors
     /// If this tunnel cannot take another stream. Nothing was sent then.
-    pub fn open(&mut self, now: Instant, mut open: Open) -> Result<StreamId, OpenError> {
+    pub fn open(&mut self, mut open: Open) -> Result<StreamId, OpenError> {
         self.check_open(&open)?;
         let Some(id) = self.side.next else {
             self.go_away(GoAwayCode::Exhausted, "stream numbers have run out");
@@ -75,11 +75,10 @@ impl Mux<Gateway> {
         };
         self.side.next = id.next();
         let datagrams = matches!(open.network, Network::Udp { .. });
-        self.tick(now);
         self.streams.insert(id, Stream::new(datagrams));
-        let (window, now) = (self.start_window(), self.now);
+        let window = self.start_window();
         if let Some(stream) = self.streams.get_mut(id) {
-            stream.grant(window, now);
+            stream.grant(window);
         }
         open.window = (window != self.window && !datagrams).then_some(window);
         self.unanswered += 1;
@@ -282,15 +281,15 @@ mod tests {
         gateway.hello(GatewayHello::new(1)).unwrap();
         gateway.side.next = StreamId::new(u32::MAX);
         let open = || Open::tcp(HostRef::Name("t".into()), 80);
-        let last = gateway.open(now, open()).unwrap();
+        let last = gateway.open(open()).unwrap();
         assert_eq!(last.get(), u32::MAX);
-        assert_eq!(gateway.open(now, open()), Err(OpenError::Exhausted));
+        assert_eq!(gateway.open(open()), Err(OpenError::Exhausted));
         let sent: Vec<_> = std::iter::from_fn(|| gateway.poll_transmit(now)).collect();
         assert!(sent.iter().any(|frame| {
             matches!(frame, ToClient::GoAway(go_away) if go_away.code == GoAwayCode::Exhausted)
         }));
         gateway.handle_frame(now, ToGateway::OpenOk(last, OpenOk::default())).unwrap();
         assert_eq!(gateway.streams(), 1, "the last stream lives on");
-        assert_eq!(gateway.open(now, open()), Err(OpenError::GoingAway));
+        assert_eq!(gateway.open(open()), Err(OpenError::GoingAway));
     }
 }

@@ -26,7 +26,7 @@
 //! gateway.hello(GatewayHello::new(1))?;
 //!
 //! // A user wants something; the client dials it.
-//! let id = gateway.open(now, Open::tcp(HostRef::Name("intranet".into()), 80))?;
+//! let id = gateway.open(Open::tcp(HostRef::Name("intranet".into()), 80))?;
 //! gateway.send(id, "GET / HTTP/1.0\r\n\r\n".into());
 //! while let Some(frame) = gateway.poll_transmit(now) {
 //!     client.handle_frame(now, frame)?;
@@ -56,6 +56,7 @@
 //! - The owner of a sending stream bounds what it gives to [`Mux::send`] by [`Event::Sent`].
 //! - Events are asked for after each message of the peer, or the bounds above are no bounds.
 
+mod bandwidth;
 mod budget;
 mod chunks;
 mod client;

@@ -336,7 +336,7 @@ impl World {
         let host = HostRef::Name("target".into());
         let datagrams = script.byte().is_multiple_of(4);
         let open = if datagrams { Open::udp(1, host, 53) } else { Open::tcp(host, 80) };
-        if let Ok(id) = self.gateway.mux.open(self.now, open) {
+        if let Ok(id) = self.gateway.mux.open(open) {
             let before = self.gateway.streams.insert(id, Owned { datagrams, ..Owned::default() });
             assert!(before.is_none(), "stream {id} opened twice");
         }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::{
     Config, Event, Memory, PeerError, Share, Side,
+    bandwidth::Bandwidth,
     budget::Budget,
     control::Control,
     liveness::Liveness,
@@ -74,12 +75,9 @@ pub struct Mux<S: Side> {
     unrelieved: u64,
     /// By how much windows exceed the start window, in all.
     grown: u64,
+    bandwidth: Bandwidth,
     /// What the process may hold, and what of it this tunnel does.
     share: Share,
-    start: Instant,
-    /// Microseconds of the tunnel's life when it last heard the time, wrapped around after 71 minutes: a window that
-    /// was not read for exactly that long grows once without need.
-    pub(crate) now: u32,
 }
 
 /// What the peer did too much of already.
@@ -137,9 +135,8 @@ impl<S: Side> Mux<S> {
             held: 0,
             unrelieved: 0,
             grown: 0,
+            bandwidth: Bandwidth::new(now),
             share: Memory::default().share(),
-            start: now,
-            now: 0,
             config,
         }
     }
@@ -222,6 +219,10 @@ impl<S: Side> Mux<S> {
         let bytes = bytes.min(stream.held);
         stream.held -= bytes;
         self.held -= u64::from(bytes);
+        self.bandwidth.read(bytes);
+        if stream.held == 0 {
+            stream.behind = 0;
+        }
         if stream.receiving == Half::Open {
             self.check_credit(id);
         } else {
@@ -277,7 +278,6 @@ impl<S: Side> Mux<S> {
         if self.failed {
             return Ok(());
         }
-        self.tick(now);
         self.liveness.heard(now);
         let result = S::handle(self, now, frame).and_then(|()| self.check_backlog());
         if let Err(error) = &result {
@@ -312,7 +312,6 @@ impl<S: Side> Mux<S> {
     /// The next frame for the carrier. Ask only when the carrier takes it: what stays in here is still put in the
     /// best order.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<S::Out> {
-        self.tick(now);
         if self.failed || !self.said_hello {
             return self.go_away.take();
         }
@@ -328,7 +327,7 @@ impl<S: Side> Mux<S> {
         if let Some(number) = self.liveness.poll_ping(now) {
             return Some(S::Out::ping(number));
         }
-        self.poll_credit().or_else(|| self.control.pop()).or_else(|| S::poll_open(self)).or_else(|| {
+        self.poll_credit(now).or_else(|| self.control.pop()).or_else(|| S::poll_open(self)).or_else(|| {
             self.rules_turn = !self.rules_turn;
             if self.rules_turn {
                 self.side.poll_rules().or_else(|| self.poll_stream())
@@ -487,9 +486,5 @@ impl<S: Side> Mux<S> {
     fn settle(&mut self) {
         let streams = self.streams.len() as u64 * STREAM_COST;
         self.share.set(self.held + self.unsent + self.control.bytes() + streams);
-    }
-
-    pub(crate) fn tick(&mut self, now: Instant) {
-        self.now = now.saturating_duration_since(self.start).as_micros() as u32;
     }
 }

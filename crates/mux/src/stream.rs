@@ -43,8 +43,10 @@ pub(crate) struct Stream {
     pub(crate) held: u32,
     /// What `granted` and `held` are brought up to together.
     pub(crate) window: u32,
-    /// When credit was last given, in microseconds of the tunnel's life, wrapped around.
-    pub(crate) granted_at: u32,
+    /// The sample of [`Bandwidth`](crate::bandwidth::Bandwidth) that it was counted in last.
+    pub(crate) counted: u32,
+    /// How often credit was given, the start window included, since nothing was held.
+    pub(crate) behind: u8,
     /// Bytes it may send in this turn.
     pub(crate) deficit: i32,
     pub(crate) place: Place,
@@ -69,7 +71,8 @@ impl Stream {
             granted: 0,
             held: 0,
             window: 0,
-            granted_at: 0,
+            counted: 0,
+            behind: 0,
             deficit: 0,
             place: Place::None,
             sending: Half::Open,
@@ -90,10 +93,10 @@ impl Stream {
     }
 
     /// Gives the peer a start window.
-    pub(crate) fn grant(&mut self, window: u32, now: u32) {
+    pub(crate) fn grant(&mut self, window: u32) {
         self.window = window;
         self.granted = window;
-        self.granted_at = now;
+        self.behind = 1;
     }
 
     /// Bytes waiting to be sent.

@@ -3,7 +3,8 @@
 
 mod raw;
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use anyproxy_frame::{
     GoAway, GoAwayCode, MAX_PAYLOAD, MAX_WINDOW, OpenErr, OpenErrClass, OpenOk, ResetCode, Rules,
@@ -491,10 +492,10 @@ fn f9_no_stream_is_opened_at_either_end_while_the_process_is_short_of_memory() {
     client.hear_open(1).unwrap();
     assert!(matches!(&client.transmit()[..], [answer] if is_overloaded(answer)));
     assert_eq!(client.events(), []);
-    assert_eq!(gateway.mux.open(gateway.now, open()), Err(OpenError::MemoryShort));
+    assert_eq!(gateway.mux.open(open()), Err(OpenError::MemoryShort));
     others.set(0);
     client.accept_open(2);
-    assert_eq!(gateway.mux.open(gateway.now, open()).map(|_| ()), Ok(()));
+    assert_eq!(gateway.mux.open(open()).map(|_| ()), Ok(()));
 }
 
 #[test]
@@ -541,9 +542,10 @@ fn window_doubles_while_it_holds_the_stream_back_and_keeps_to_its_budget() {
         client.mux.reset(stream, ResetCode::Cancelled);
     }
     assert_eq!(client.mux.grown(), 0, "and back");
-    client.events();
 
-    let stream = client.accept_open(3);
+    let mut client = ClientUnderTest::ready();
+    client.measure_rtt(Duration::from_millis(100));
+    let stream = client.accept_open(1);
     for _ in 0..40 {
         client.stream(stream, StreamFrame::Data(bytes(MAX_PAYLOAD)));
         client.mux.consumed(stream, MAX_PAYLOAD as u32);
@@ -551,6 +553,145 @@ fn window_doubles_while_it_holds_the_stream_back_and_keeps_to_its_budget() {
         client.wait(Duration::from_millis(200));
     }
     assert_eq!(client.mux.grown(), 0, "a slow reader needs no larger window");
+}
+
+/// A line that one frame passes at a time, and a sender who says all that it has credit for.
+struct Line {
+    client: ClientUnderTest,
+    streams: Vec<StreamId>,
+    credit: Vec<u32>,
+    passed: Vec<u64>,
+    queue: VecDeque<(usize, usize)>,
+    /// Credit on its way back, and when it comes.
+    returns: VecDeque<(Instant, usize, u32)>,
+    rtt: Duration,
+    per_frame: Duration,
+}
+
+impl Line {
+    fn new(rtt: Duration, per_frame: Duration) -> Self {
+        let mut client = ClientUnderTest::ready();
+        client.measure_rtt(rtt);
+        let (streams, credit, passed) = (Vec::new(), Vec::new(), Vec::new());
+        Self {
+            client,
+            streams,
+            credit,
+            passed,
+            queue: VecDeque::new(),
+            returns: VecDeque::new(),
+            rtt,
+            per_frame,
+        }
+    }
+
+    fn join(&mut self) {
+        let number = self.streams.len() as u32 + 1;
+        self.streams.push(self.client.accept_open(number));
+        self.credit.push(START_WINDOW);
+        self.passed.push(0);
+    }
+
+    /// What each stream passed in this time.
+    fn run(&mut self, time: Duration) -> Vec<u64> {
+        let (before, until) = (self.passed.clone(), self.client.now + time);
+        while self.client.now < until {
+            while self.returns.front().is_some_and(|(when, ..)| *when <= self.client.now) {
+                let Some((_, which, credit)) = self.returns.pop_front() else { break };
+                self.credit[which] += credit;
+            }
+            for (which, credit) in self.credit.iter_mut().enumerate() {
+                while *credit > 0 {
+                    let length = (*credit).min(MAX_PAYLOAD as u32);
+                    *credit -= length;
+                    self.queue.push_back((which, length as usize));
+                }
+            }
+            self.client.wait(self.per_frame);
+            let Some((which, length)) = self.queue.pop_front() else { continue };
+            let stream = self.streams[which];
+            self.client.stream(stream, StreamFrame::Data(bytes(length)));
+            self.client.events();
+            self.client.mux.consumed(stream, length as u32);
+            self.passed[which] += length as u64;
+            for frame in self.client.transmit() {
+                let ToGateway::Stream(id, StreamFrame::Window(credit)) = frame else { panic!("{frame:?}") };
+                let Some(which) = self.streams.iter().position(|stream| *stream == id) else { continue };
+                self.returns.push_back((self.client.now + self.rtt, which, credit));
+            }
+        }
+        self.passed.iter().zip(before).map(|(passed, before)| passed - before).collect()
+    }
+}
+
+#[test]
+fn who_came_first_does_not_stay_ahead_of_those_who_read_as_fast() {
+    for rtt in [1, 20, 100].map(Duration::from_millis) {
+        let (per_frame, time) = (rtt / 20, (30 * rtt).max(Duration::from_millis(200)));
+        let mut line = Line::new(rtt, per_frame);
+        line.join();
+        line.run(time);
+        let alone: u128 = line.run(time).iter().map(|passed| u128::from(*passed)).sum();
+        let most = time.as_nanos() / per_frame.as_nanos() * MAX_PAYLOAD as u128;
+        assert!(
+            alone > most * 9 / 10,
+            "{alone} of {most} at {rtt:?}: 20 frames are in flight on a full line"
+        );
+        for _ in 0..3 {
+            line.join();
+        }
+        line.run(time);
+        let passed = line.run(time);
+        let fair = passed.iter().sum::<u64>() / 4;
+        assert!(passed.iter().all(|passed| *passed > fair * 9 / 10), "{passed:?} at {rtt:?}");
+    }
+}
+
+#[test]
+fn window_that_the_line_does_not_need_is_given_back() {
+    let mut line = Line::new(Duration::from_millis(2), Duration::from_micros(100));
+    line.join();
+    line.run(Duration::from_millis(200));
+    let alone = line.client.mux.grown();
+    assert!(alone > 0, "20 frames of 64 KiB are in flight");
+    for _ in 0..15 {
+        line.join();
+    }
+    line.run(Duration::from_secs(1));
+    assert_eq!(line.client.mux.grown(), 0, "16 start windows fill the line");
+}
+
+#[test]
+fn reader_who_is_always_behind_gets_no_larger_window() {
+    let mut client = ClientUnderTest::ready();
+    client.measure_rtt(Duration::from_millis(100));
+    let (fast, slow) = (client.accept_open(1), client.accept_open(2));
+    let mut credit = START_WINDOW;
+    for round in 0..200 {
+        client.wait(Duration::from_millis(10));
+        for _ in 0..4 {
+            client.stream(fast, StreamFrame::Data(bytes(MAX_PAYLOAD)));
+            client.mux.consumed(fast, MAX_PAYLOAD as u32);
+        }
+        if credit > 0 {
+            client.stream(slow, StreamFrame::Data(bytes(credit as usize)));
+        }
+        credit = 0;
+        client.mux.consumed(slow, 32 * 1024);
+        for frame in client.transmit() {
+            match frame {
+                ToGateway::Stream(id, StreamFrame::Window(more)) if id == slow => {
+                    assert!(round < 20 || more <= START_WINDOW / 2, "{more} at {round}");
+                    credit += more;
+                }
+                _ => {}
+            }
+        }
+        client.events();
+    }
+    assert!(client.mux.grown() > 0, "the other one got its part");
+    client.mux.reset(fast, ResetCode::Cancelled);
+    assert_eq!(client.mux.grown(), 0);
 }
 
 // === floods ===
@@ -719,7 +860,7 @@ fn m16_go_away_names_the_last_open_honoured_and_disowns_the_rest() {
         gateway.transmit();
     }
     assert!(gateway.mux.is_drained());
-    assert_eq!(gateway.mux.open(gateway.now, open()), Err(OpenError::GoingAway));
+    assert_eq!(gateway.mux.open(open()), Err(OpenError::GoingAway));
 }
 
 #[test]
@@ -753,28 +894,28 @@ fn opens_beyond_the_limits_fail_here_and_nothing_is_sent() {
     for _ in 0..3 {
         gateway.open_answered();
     }
-    assert_eq!(gateway.mux.open(gateway.now, open()), Err(OpenError::TooManyStreams(3)));
+    assert_eq!(gateway.mux.open(open()), Err(OpenError::TooManyStreams(3)));
 
     let mut gateway = GatewayUnderTest::ready();
     for _ in 0..1_024 {
         gateway.open_sent();
     }
-    assert_eq!(gateway.mux.open(gateway.now, open()), Err(OpenError::TooManyUnanswered(1_024)));
+    assert_eq!(gateway.mux.open(open()), Err(OpenError::TooManyUnanswered(1_024)));
 
     let mut gateway = GatewayUnderTest::silent(Config::default());
-    assert_eq!(gateway.mux.open(gateway.now, open()), Err(OpenError::NotReady));
+    assert_eq!(gateway.mux.open(open()), Err(OpenError::NotReady));
 
     let mut gateway = GatewayUnderTest::ready();
     let mut too_long = open();
     too_long.user = "u".repeat(256);
-    assert!(matches!(gateway.mux.open(gateway.now, too_long), Err(OpenError::Invalid(_))));
+    assert!(matches!(gateway.mux.open(too_long), Err(OpenError::Invalid(_))));
 }
 
 #[test]
 fn opens_fail_when_the_peer_does_not_read() {
     let mut gateway = GatewayUnderTest::with(Config { control_bytes: 20_000, ..Config::default() });
     let result = loop {
-        match gateway.mux.open(gateway.now, open()) {
+        match gateway.mux.open(open()) {
             // Given up at once, so that only what waits to be sent can stop this.
             Ok(stream) => gateway.mux.reset(stream, ResetCode::Cancelled),
             Err(error) => break error,

@@ -4,7 +4,7 @@ use std::mem;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyproxy_core::StreamRef;
 use anyproxy_mux::frame::{
@@ -328,7 +328,7 @@ impl End for Client {
     type Command = Command;
     type Local = Arc<Queue>;
 
-    fn serve(_core: &mut Core<Self>, mux: &mut Mux<Self>, _now: Instant, command: Command) {
+    fn serve(_core: &mut Core<Self>, mux: &mut Mux<Self>, command: Command) {
         match command {
             Command::Accept { cell, ok } => {
                 if let Some(id) = cell.id() {

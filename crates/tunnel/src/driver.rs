@@ -66,7 +66,7 @@ pub(crate) trait End: Side {
     type Local: Send + 'static;
 
     /// Does what a handle asks.
-    fn serve(core: &mut Core<Self>, mux: &mut Mux<Self>, now: Instant, command: Self::Command);
+    fn serve(core: &mut Core<Self>, mux: &mut Mux<Self>, command: Self::Command);
 
     /// Acts on an event that only this end has.
     fn act(core: &mut Core<Self>, mux: &mut Mux<Self>, event: Event<Self::PeerHello>);
@@ -104,7 +104,7 @@ pub(crate) struct Core<E: End> {
 
 impl<E: End> Core<E> {
     /// Does what handles and streams want.
-    fn serve(&mut self, cx: &Context<'_>, mux: &mut Mux<E>, now: Instant) -> Result<(), Over> {
+    fn serve(&mut self, cx: &Context<'_>, mux: &mut Mux<E>) -> Result<(), Over> {
         let mut rung = mem::take(&mut self.rung);
         self.shared.bell.answer(cx, &mut rung);
         // Taken after the bell was answered and served before it: what a stream wants comes after its open.
@@ -115,7 +115,7 @@ impl<E: End> Core<E> {
             mux.go_away(code, reason);
         }
         for command in orders.commands {
-            E::serve(self, mux, now, command);
+            E::serve(self, mux, command);
         }
         for cell in rung.drain(..) {
             self.serve_cell(mux, &cell);
@@ -332,7 +332,7 @@ impl<E: End, C: Carrier> Engine<E, C> {
     /// Feeds input, drains output, arms the timer. If nothing is left, whatever comes next wakes `cx`.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<Left, Over> {
         let now = now();
-        self.core.serve(cx, &mut self.link.mux, now)?;
+        self.core.serve(cx, &mut self.link.mux)?;
         let received = self.receive(cx, now)?;
         self.tick(now)?;
         let sent = self.transmit(cx, now)?;

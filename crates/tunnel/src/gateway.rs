@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyproxy_mux::frame::{
     ClientHello, FieldTooLong, GatewayHello, GoAwayCode, Network, Open, OpenOk, StreamFrame, StreamId,
@@ -223,11 +223,11 @@ impl End for Gateway {
     type Command = Command;
     type Local = Waiting;
 
-    fn serve(core: &mut Core<Self>, mux: &mut Mux<Self>, now: Instant, command: Command) {
+    fn serve(core: &mut Core<Self>, mux: &mut Mux<Self>, command: Command) {
         match command {
             // Taken back before anybody heard of it.
             Command::Open { answer, .. } if answer.is_closed() => {}
-            Command::Open { open, cell, answer } => match mux.open(now, *open) {
+            Command::Open { open, cell, answer } => match mux.open(*open) {
                 Ok(id) => {
                     cell.set_id(id);
                     core.cells.insert(id, cell);

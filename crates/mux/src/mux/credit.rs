@@ -1,11 +1,20 @@
 //! How much the peer may send: start windows, credit given back, windows that grow and shrink.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use anyproxy_frame::{Frame, MAX_WINDOW, MIN_WINDOW, ResetCode, StreamFrame, StreamId};
 
 use super::Mux;
 use crate::{Event, Side, schedule::KEPT, stream::Stream};
+
+/// A reader to whom credit was given so often without having read all there was, two windows long, is slow.
+const SLOW: u8 = 4;
+
+/// What a round trip takes at least where both ends are at work: both must be given their turns.
+const LEAST_RTT: Duration = Duration::from_micros(500);
 
 impl<S: Side> Mux<S> {
     /// The credit a new stream, which is in the table already, starts with: less when there is a crowd, or much is
@@ -54,44 +63,62 @@ impl<S: Side> Mux<S> {
         }
     }
 
-    pub(super) fn poll_credit(&mut self) -> Option<S::Out> {
+    pub(super) fn poll_credit(&mut self, now: Instant) -> Option<S::Out> {
         while let Some(id) = self.credit_due.pop_front() {
             if self.credit_due.is_empty() && self.credit_due.capacity() > KEPT {
                 self.credit_due = VecDeque::new();
             }
-            self.tune_window(id);
+            self.tune_window(now, id);
             let Some(window) = self.streams.get_mut(id).map(|stream| stream.window) else { continue };
-            let (target, now) = (self.shrunk(window), self.now);
+            let target = self.shrunk(window);
             let Some(stream) = self.streams.get_mut(id) else { continue };
             stream.credit_due = false;
             if let Some(increment) = stream.shortfall(target) {
                 stream.granted += increment;
-                stream.granted_at = now;
                 return Some(S::Out::stream(id, StreamFrame::Window(increment)));
             }
         }
         None
     }
 
-    /// Half a window was read. If that took less than two round trips, the window is what holds the stream back, and
-    /// it doubles; below the start window, where a crowd put it, it doubles in any case. Where too much is held it
-    /// halves.
-    fn tune_window(&mut self, id: StreamId) {
-        let (now, least) = (self.now, self.liveness.least());
+    /// Half a window was read, and its size is looked at: a stream whose reader keeps up gets its
+    /// [share](Self::share_of_line) of what fills the line, whichever window it had. So those that are read alike have
+    /// alike, and nobody who came first stays ahead.
+    ///
+    /// It grows only if all that had come was read meanwhile; it goes back towards the start window where that has not
+    /// happened for long, since then the reader is what holds the stream back, and where too much is held in all. Below
+    /// the start window, where a crowd put it, it doubles.
+    fn tune_window(&mut self, now: Instant, id: StreamId) {
+        let full = self.share_of_line(now);
         let relaxed = !self.memory().is_shrinking() && self.held <= self.config.held_bytes;
         let Some(stream) = self.streams.get_mut(id) else { return };
+        self.bandwidth.count(&mut stream.counted);
+        stream.behind = stream.behind.saturating_add(1);
         let (start, window) = (self.config.window, stream.window);
-        if !relaxed {
-            let smaller = (window / 2).max(start.min(window));
-            self.grown -= u64::from(window.saturating_sub(start) - smaller.saturating_sub(start));
-            stream.window = smaller;
-            return;
-        }
-        let took = Duration::from_micros(now.wrapping_sub(stream.granted_at).into());
-        if window < start || least.is_some_and(|rtt| took < 2 * rtt) {
-            let doubled = window.saturating_mul(2).min(self.config.max_window);
-            self.grown += grow(stream, doubled, start, self.config.growth - self.grown);
-        }
+        let wanted = if !relaxed || stream.behind > SLOW {
+            (window / 2).max(start.min(window))
+        } else if window < start {
+            start.min(window.saturating_mul(2))
+        } else if stream.behind > 1 {
+            window.min(full)
+        } else {
+            full
+        };
+        self.grown -= u64::from(window.saturating_sub(start) - wanted.min(window).saturating_sub(start));
+        stream.window = wanted.min(window);
+        self.grown += grow(stream, wanted, start, self.config.growth - self.grown);
+    }
+
+    /// The window with which the streams that are busy fill the line together: three times what it carries in a round
+    /// trip when it is empty, divided among them, and at least the start window. Credit comes back by half windows, so
+    /// twice is what it takes when nothing is ever late, and with three times a line of any speed is found in a few
+    /// samples. What is beyond that only stands in queues, where keystrokes wait behind it.
+    fn share_of_line(&mut self, now: Instant) -> u32 {
+        let Some(rtt) = self.liveness.least() else { return self.config.window };
+        let rtt = rtt.max(LEAST_RTT);
+        self.bandwidth.sample(now, rtt);
+        let share = u32::try_from(self.bandwidth.share_within(3 * rtt)).unwrap_or(u32::MAX);
+        share.clamp(self.config.window, self.config.max_window)
     }
 
     /// Too much is held for readers, although windows have shrunk: what the largest hold is given up, until an eighth

@@ -132,7 +132,7 @@ impl GatewayUnderTest {
     }
 
     pub(crate) fn open(&mut self) -> StreamId {
-        self.mux.open(self.now, open()).unwrap()
+        self.mux.open(open()).unwrap()
     }
 
     pub(crate) fn open_sent(&mut self) -> StreamId {
