@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use anyproxy_core::end_turn;
 use anyproxy_tunnel::Stream;
 use anyproxy_tunnel::frame::ResetCode;
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -295,8 +296,7 @@ impl Ways<'_> {
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        end_turn(cx)
     }
 
     /// From the target to the user.
@@ -334,8 +334,7 @@ impl Ways<'_> {
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        end_turn(cx)
     }
 }
 

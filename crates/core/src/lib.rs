@@ -74,6 +74,7 @@ mod source;
 mod stream;
 mod target;
 mod trace_parent;
+mod turn;
 
 pub use credentials::{Credentials, Secret};
 pub use datagrams::{Datagrams, MAX_DATAGRAM};
@@ -93,6 +94,7 @@ pub use source::SourcePrefix;
 pub use stream::{ByteStream, Ending, Guarded, Meter, Metered};
 pub use target::{Host, HostName, InvalidTarget, Target};
 pub use trace_parent::TraceParent;
+pub use turn::end_turn;
 
 /// An error whose type the parts of a stack need not know; its chain ends in an [`Outcome`] where one is meant.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::ByteStream;
+use anyproxy_core::{ByteStream, end_turn};
 use bytes::{Buf as _, Bytes};
 use pin_project_lite::pin_project;
 use tokio::io::ReadBuf;
@@ -318,8 +318,7 @@ impl<U: Connection, S: ByteStream> Ways<'_, U, S> {
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        end_turn(cx)
     }
 
     /// Writes what the stream did not take earlier.
@@ -406,8 +405,7 @@ impl<U: Connection, S: ByteStream> Ways<'_, U, S> {
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        end_turn(cx)
     }
 }
 

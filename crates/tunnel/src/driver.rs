@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use anyproxy_core::end_turn;
 use anyproxy_mux::frame::{GoAwayCode, StreamFrame, StreamId};
 use anyproxy_mux::{Event, Mux, PeerError, Side};
 use tokio::time::Sleep;
@@ -21,9 +22,6 @@ use crate::{Carrier, CarrierError, CloseReason, Config, StreamReset, TunnelError
 
 /// Messages taken in before the driver looks at what is to be sent.
 const RECEIVED_PER_TURN: usize = 16;
-
-/// Turns before other tasks of the runtime get theirs.
-const TURNS: usize = 4;
 
 /// The work of one tunnel: owns the carrier and the multiplexer, and ends with the tunnel.
 ///
@@ -316,17 +314,13 @@ impl<E: End, C: Carrier> Engine<E, C> {
         over.reason
     }
 
-    /// Works until there is nothing to do, or the tunnel is over.
+    /// Does one turn of what there is to do, until the tunnel is over.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Over> {
-        for _ in 0..TURNS {
-            match self.turn(cx) {
-                Ok(Left::More) => {}
-                Ok(Left::Nothing) => return Poll::Pending,
-                Err(over) => return Poll::Ready(over),
-            }
+        match self.turn(cx) {
+            Ok(Left::More) => end_turn(cx),
+            Ok(Left::Nothing) => Poll::Pending,
+            Err(over) => Poll::Ready(over),
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
     }
 
     /// Feeds input, drains output, arms the timer. If nothing is left, whatever comes next wakes `cx`.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, BoxFuture, ByteStream, Datagrams, Outcome, Target};
+use anyproxy_core::{BoxError, BoxFuture, ByteStream, Datagrams, Outcome, Target, end_turn};
 use anyproxy_front::Scratch;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
@@ -184,8 +184,7 @@ where
                 }
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        end_turn(cx)
     }
 
     fn handle(&mut self, cx: &mut Context<'_>, now: Instant, source: SocketAddr, datagram: &[u8]) {
@@ -384,8 +383,7 @@ impl<S: ByteStream> Future for Answers<S> {
             }
             buf.truncate(header);
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        end_turn(cx)
     }
 }
 
