@@ -32,6 +32,13 @@ const PATIENCE: u32 = 16;
 /// A dead user is found after about two minutes of silence, whatever the idle timeout is.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
+/// Bytes that may wait in the kernel for a user without having been sent (`TCP_NOTSENT_LOWAT`); what is under way is not
+/// among them, so a long line is filled all the same. The kernel would keep megabytes for a user who reads slowly, and take
+/// the next one in a burst where others' keystrokes wait. For those who read fast 32 KiB cost a tenth less CPU per byte
+/// than the kernel's way and than 64 KiB.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const NOT_SENT_LOW_WATER: u32 = 32 * 1024;
+
 /// Sockets that users connect to, and how they are received: TLS or not, the handshake's deadline, the most
 /// connections at once.
 ///
@@ -349,6 +356,8 @@ fn bind(address: SocketAddr, v6_only: bool) -> io::Result<StdListener> {
 fn tune(socket: &Socket) -> io::Result<()> {
     let (idle, interval, retries) = KEEPALIVE;
     socket.set_tcp_nodelay(true)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)?;
     socket
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries))
 }
@@ -450,7 +459,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn accepted_sockets_inherit_nodelay_and_keep_alive() {
+    async fn accepted_sockets_inherit_their_options() {
         let (listener, address) = loopback();
         let (seen, mut users) = mpsc::channel(1);
         let server = listener.serve(CancellationToken::new(), move |user, _| {
@@ -462,6 +471,8 @@ mod tests {
         let user = users.recv().await.unwrap();
         assert!(user.tcp().nodelay().unwrap());
         assert!(SockRef::from(user.tcp()).keepalive().unwrap());
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        assert_eq!(SockRef::from(user.tcp()).tcp_notsent_lowat().unwrap(), NOT_SENT_LOW_WATER);
     }
 
     #[tokio::test]
