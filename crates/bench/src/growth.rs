@@ -23,9 +23,12 @@ pub(crate) struct Options {
 }
 
 const STREAMS: [usize; 7] = [1, 16, 128, 1_000, 4_000, 8_000, 16_000];
-const CLIENTS: [usize; 5] = [1, 10, 50, 100, 200];
+const TUNNELS: [usize; 6] = [1, 10, 50, 200, 800, 2_000];
 const RULES: [usize; 5] = [0, 100, 1_000, 10_000, 100_000];
 const ACCOUNTS: [usize; 4] = [1, 100, 1_000, 10_000];
+
+/// Processes of clients at most; beyond it each has several tunnels, or there would be no memory left to measure.
+const PROCESSES: usize = 50;
 
 /// How long something is watched.
 const WINDOW: Duration = Duration::from_secs(3);
@@ -89,8 +92,14 @@ async fn streams(anyproxy: &Path) -> Result<Table> {
 async fn clients(anyproxy: &Path) -> Result<Table> {
     let mut rows = Vec::new();
     let mut alone = 0.0;
-    for count in CLIENTS {
-        let setting = Setting { clients: vec![0; count], level: "info", ..Setting::default() };
+    for count in TUNNELS {
+        let processes = count.min(PROCESSES);
+        let setting = Setting {
+            clients: vec![0; processes],
+            replicas: count / processes,
+            level: "info",
+            ..Setting::default()
+        };
         let stage = Stage::start(anyproxy, &setting).await?;
         let gateway = Watched { tunnel: vec![stage.gateway.id()], target: Vec::new() };
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -101,7 +110,7 @@ async fn clients(anyproxy: &Path) -> Result<Table> {
         if count == 1 {
             alone = mib;
         }
-        #[expect(clippy::cast_precision_loss, reason = "hundreds")]
+        #[expect(clippy::cast_precision_loss, reason = "thousands")]
         let each = if count == 1 { f64::NAN } else { (mib - alone) * 1024.0 / (count - 1) as f64 };
         let at_rest = after.cpu_since(&before) * 1e3 / WINDOW.as_secs_f64();
         let load = stage.field("alice", WINDOW).run(Load::Requests { users: 64, beside: None }).await?;
@@ -110,8 +119,8 @@ async fn clients(anyproxy: &Path) -> Result<Table> {
     }
     Ok(Table {
         title: "clients",
-        about: "Clients in one group, each a process with one tunnel; memory and rest are the gateway's, requests those \
-                of 64 users of 64 bytes over all of them.",
+        about: "Clients of one group, a tunnel each, in up to 50 processes; memory and rest are the gateway's, requests \
+                those of 64 users of 64 bytes over all of them.",
         columns: vec![
             "KiB a client",
             "CPU ms a second, at rest",

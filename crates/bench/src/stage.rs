@@ -15,12 +15,14 @@ use crate::usage::Watched;
 use crate::way::Way;
 
 /// How long clients have to connect, and a gateway to read its file.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What differs from the usual stage.
 pub(crate) struct Setting {
     /// One-way delay of each client's link in milliseconds; 0 = no link between.
     pub(crate) clients: Vec<u64>,
+    /// Tunnels of each client.
+    pub(crate) replicas: usize,
     /// Users of the front: names; the password is `secret`.
     pub(crate) users: Vec<String>,
     /// Keys of the gateway's section, in YAML, each line indented by two spaces.
@@ -31,7 +33,13 @@ pub(crate) struct Setting {
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { clients: vec![0], users: vec!["alice".to_owned()], gateway: String::new(), level: "error" }
+        Self {
+            clients: vec![0],
+            replicas: 1,
+            users: vec!["alice".to_owned()],
+            gateway: String::new(),
+            level: "error",
+        }
     }
 }
 
@@ -88,7 +96,7 @@ impl Stage {
             folder,
         };
         match setting.level {
-            "info" => stage.all_connected().await?,
+            "info" => stage.all_connected(setting.replicas).await?,
             _ => stage.lets_through(&setting.users[0]).await?,
         }
         Ok(stage)
@@ -124,10 +132,11 @@ impl Stage {
         Ok(served)
     }
 
-    async fn all_connected(&self) -> Result {
+    async fn all_connected(&self, replicas: usize) -> Result {
         let asked = Instant::now();
         for client in &self.clients {
-            while !client.lines()?.any(|line| line.contains("a tunnel to the gateway stands")) {
+            let stands = |line: &String| line.contains("a tunnel to the gateway stands");
+            while client.lines()?.filter(stands).count() < replicas {
                 if asked.elapsed() > PATIENCE {
                     return Err(format!("a client does not connect:\n{}", client.last_words()).into());
                 }
@@ -199,10 +208,12 @@ client:
   gateway_addr: 'localhost:{}'
   gateway_tls_cert: ca.crt
   client_id: {name}
+  replicas: {}
   auth_username: gateway_user
   auth_password: gateway_password
 ",
         setting.level,
-        gateway.port()
+        gateway.port(),
+        setting.replicas
     )
 }
