@@ -648,6 +648,18 @@ fn who_came_first_does_not_stay_ahead_of_those_who_read_as_fast() {
 }
 
 #[test]
+fn line_that_varies_is_filled_although_a_quick_answer_was_seen_once() {
+    let mut line = Line::new(Duration::from_millis(80), Duration::from_millis(4));
+    line.client.wait(Config::default().ping_interval);
+    line.client.measure_rtt(Duration::from_millis(20));
+    line.join();
+    line.run(Duration::from_secs(3));
+    let passed: u64 = line.run(Duration::from_secs(3)).iter().sum();
+    let most = 3_000 / 4 * MAX_PAYLOAD as u64;
+    assert!(passed > most * 9 / 10, "{passed} of {most}");
+}
+
+#[test]
 fn window_that_the_line_does_not_need_is_given_back() {
     let mut line = Line::new(Duration::from_millis(2), Duration::from_micros(100));
     line.join();

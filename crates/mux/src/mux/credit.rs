@@ -110,12 +110,16 @@ impl<S: Side> Mux<S> {
     }
 
     /// The window with which the streams that are busy fill the line together: three times what it carries in a round
-    /// trip when it is empty, divided among them, and at least the start window. Credit comes back by half windows, so
-    /// twice is what it takes when nothing is ever late, and with three times a line of any speed is found in a few
-    /// samples. What is beyond that only stands in queues, where keystrokes wait behind it.
+    /// trip, divided among them, and at least the start window. Credit comes back by half windows, so twice is what it
+    /// takes when nothing is ever late, and with three times a line of any speed is found in a few samples. What is
+    /// beyond that only stands in queues, where keystrokes wait behind it.
     fn share_of_line(&mut self, now: Instant) -> u32 {
-        let Some(rtt) = self.liveness.least() else { return self.config.window };
-        let rtt = rtt.max(LEAST_RTT);
+        let (Some(usual), Some(least)) = (self.liveness.smoothed(), self.liveness.least()) else {
+            return self.config.window;
+        };
+        // The least alone would starve a line whose round trips vary, or took another way; the usual one alone would
+        // grow with the queues that windows make.
+        let rtt = usual.min(4 * least).max(LEAST_RTT);
         self.bandwidth.sample(now, rtt);
         let share = u32::try_from(self.bandwidth.share_within(3 * rtt)).unwrap_or(u32::MAX);
         share.clamp(self.config.window, self.config.max_window)
