@@ -33,16 +33,21 @@ client: {{ gateway_addr: "{gateway}:9004", gateway_tls_cert: {dir}/server.crt, c
 def device(namespace, address):
     """A tun device in a new namespace. The one of this process is the first again afterwards."""
     subprocess.run(["ip", "netns", "add", namespace], check=True)
-    libc = ctypes.CDLL(None, use_errno=True)
     home, there = os.open("/proc/self/ns/net", os.O_RDONLY), os.open(f"/var/run/netns/{namespace}", os.O_RDONLY)
-    assert libc.setns(there, 0) == 0, os.strerror(ctypes.get_errno())
+    enter(there)
     tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
     fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH", b"line", IFF_TUN | IFF_NO_PI))
     for command in f"ip addr add {address}/24 dev line", "ip link set line up txqueuelen 10000", "ip link set lo up":
         subprocess.run(command.split(), check=True)
-    assert libc.setns(home, 0) == 0
+    enter(home)
     return tun
+
+
+def enter(namespace):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, 0) != 0:
+        sys.exit(f"setns: {os.strerror(ctypes.get_errno())}")
 
 
 def link(ends, rtt, loss, rate):
@@ -71,9 +76,10 @@ def link(ends, rtt, loss, rate):
         for way, packets in enumerate(under_way):
             while packets and packets[0][0] <= now:
                 try:
-                    os.write(ends[1 - way], packets.popleft()[1])
+                    os.write(ends[1 - way], packets[0][1])
                 except BlockingIOError:
                     break
+                packets.popleft()
 
 
 def pace(receive, seconds):
@@ -128,7 +134,7 @@ def user(way, up, seconds):
         stream = context.wrap_socket(socket.create_connection((TARGET_ADDR, 9443)))
     else:
         stream = dialled()
-    stream.settimeout(60)
+    stream.settimeout(seconds + 60)
     if not up:
         stream.sendall(b"D")
         print(pace(lambda: stream.recv(PIECE), seconds))
@@ -197,12 +203,18 @@ def main():
         child = subprocess.Popen(["ip", "netns", "exec", namespace, *command], start_new_session=True)
         children.append(child.pid)
 
+    if os.path.exists(f"/var/run/netns/{USER}"):
+        sys.exit(f"the namespace {USER} is there: another run, or what one left")
     with tempfile.TemporaryDirectory() as directory:
         try:
             ends = [device(USER, GATEWAY_ADDR), device(TARGET, TARGET_ADDR)]
             carrier = os.fork()
             if carrier == 0:
-                link(ends, asked.rtt / 1000, asked.loss, asked.mbit * 1e6 / 8)
+                try:
+                    link(ends, asked.rtt / 1000, asked.loss, asked.mbit * 1e6 / 8)
+                finally:
+                    # The rest of this is the parent's.
+                    os._exit(1)
             children.append(carrier)
             subprocess.run([ANYPROXY, "cert", "--out", f"{directory}/cert", "localhost", GATEWAY_ADDR], check=True, stdout=subprocess.DEVNULL)
             certificate = f"{directory}/cert"

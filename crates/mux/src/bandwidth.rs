@@ -11,7 +11,8 @@ const SAMPLE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Bandwidth {
     per_second: u64,
-    /// Streams that had credit given back within the latest sample.
+    /// Streams of which half a window was read within the latest two samples that were counted together: credit for one
+    /// comes every one and a half round trips where windows are as they should be, and within one not all would be met.
     streams: u32,
     next: Sample,
 }
@@ -19,15 +20,17 @@ pub(crate) struct Bandwidth {
 /// What is being counted.
 #[derive(Debug)]
 struct Sample {
-    number: u32,
     since: Instant,
     read: u64,
     streams: u32,
+    /// The number of the count of streams, which takes two samples, and whether this is its second.
+    count: u32,
+    second: bool,
 }
 
 impl Bandwidth {
     pub(crate) fn new(now: Instant) -> Self {
-        let next = Sample { number: 1, since: now, read: 0, streams: 0 };
+        let next = Sample { since: now, read: 0, streams: 0, count: 1, second: false };
         Self { per_second: 0, streams: 0, next }
     }
 
@@ -36,15 +39,15 @@ impl Bandwidth {
         self.next.read += u64::from(bytes);
     }
 
-    /// A stream gets credit back; `counted` is the number of the sample in which it was counted last.
+    /// Half a window of a stream was read; `counted` is the number of the count in which it was met last.
     pub(crate) fn count(&mut self, counted: &mut u32) {
-        if *counted != self.next.number {
-            *counted = self.next.number;
+        if *counted != self.next.count {
+            *counted = self.next.count;
             self.next.streams += 1;
         }
     }
 
-    /// Takes a sample if it is time for one; less than `rtt`, the round trip of the empty line, tells nothing either.
+    /// Takes a sample if it is time for one; less than a round trip tells nothing either.
     pub(crate) fn sample(&mut self, now: Instant, rtt: Duration) {
         let took = now.saturating_duration_since(self.next.since);
         if took < SAMPLE.max(rtt) {
@@ -53,14 +56,18 @@ impl Bandwidth {
         let sample = u128::from(self.next.read) * 1_000_000_000 / took.as_nanos();
         let sample = u64::try_from(sample).unwrap_or(u64::MAX);
         self.per_second = sample.max(self.per_second - self.per_second / 8);
-        self.streams = self.next.streams;
-        self.next = Sample { number: self.next.number.wrapping_add(1), since: now, read: 0, streams: 0 };
+        (self.next.read, self.next.since) = (0, now);
+        if self.next.second {
+            self.streams = std::mem::take(&mut self.next.streams);
+            self.next.count = self.next.count.wrapping_add(1);
+        }
+        self.next.second = !self.next.second;
     }
 
     /// Bytes that pass in this time, for each stream.
     pub(crate) fn share_within(&self, time: Duration) -> u64 {
         let bytes = u128::from(self.per_second) * time.as_nanos() / 1_000_000_000;
-        let bytes = bytes / u128::from(self.streams.max(1));
+        let bytes = bytes / u128::from(self.streams.max(self.next.streams).max(1));
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 }
@@ -98,14 +105,16 @@ mod tests {
         let start = Instant::now();
         let mut line = Bandwidth::new(start);
         let mut counted = [0; 4];
-        for turn in 1..=3 {
-            let busy = if turn < 3 { 4 } else { 1 };
-            for _ in 0..2 {
-                counted[..busy].iter_mut().for_each(|counted| line.count(counted));
-            }
+        // Each sample meets half of those that are there.
+        for turn in 1..=8 {
+            let busy = if turn <= 4 { 4 } else { 2 };
+            let met = if turn % 2 == 1 { 0..busy / 2 } else { busy / 2..busy };
+            counted[met].iter_mut().for_each(|counted| line.count(counted));
             line.read(400_000);
             line.sample(start + RTT * turn, RTT);
-            assert_eq!(line.share_within(RTT), 400_000 / busy as u64);
+            if turn % 4 == 0 {
+                assert_eq!(line.share_within(RTT), 400_000 / busy as u64);
+            }
         }
     }
 }

@@ -43,9 +43,9 @@ pub(crate) struct Stream {
     pub(crate) held: u32,
     /// What `granted` and `held` are brought up to together.
     pub(crate) window: u32,
-    /// The sample of [`Bandwidth`](crate::bandwidth::Bandwidth) that it was counted in last.
+    /// The count of [`Bandwidth`](crate::bandwidth::Bandwidth) that it was met in last.
     pub(crate) counted: u32,
-    /// How often credit was given, the start window included, since nothing was held.
+    /// How often half a window was read, the start counted as one, since nothing was held.
     pub(crate) behind: u8,
     /// Bytes it may send in this turn.
     pub(crate) deficit: i32,
@@ -157,9 +157,13 @@ impl Stream {
 
     /// How far credit and held bytes lie below `target`, if that is worth a frame: half of the target.
     pub(crate) fn shortfall(&self, target: u32) -> Option<u32> {
-        let committed = self.granted.saturating_add(self.held);
-        let shortfall = target.checked_sub(committed)?;
+        let shortfall = target.checked_sub(self.committed())?;
         (self.receiving == Half::Open && shortfall > 0 && shortfall >= target / 2).then_some(shortfall)
+    }
+
+    /// What the peer may still send, and what it has sent and nobody has read.
+    pub(crate) fn committed(&self) -> u32 {
+        self.granted.saturating_add(self.held)
     }
 
     /// Ends both directions. Returns how many unsent bytes were lost by it.

@@ -524,7 +524,7 @@ fn i7_beyond_the_memory_only_a_tunnel_with_more_than_its_part_loses_streams() {
 }
 
 #[test]
-fn window_doubles_while_it_holds_the_stream_back_and_keeps_to_its_budget() {
+fn window_grows_while_it_holds_the_stream_back_and_keeps_to_its_budget() {
     let config = Config { max_window: 1 << 20, growth: 1 << 20, ..Config::default() };
     let mut client = ClientUnderTest::with(config);
     client.measure_rtt(Duration::from_millis(100));
@@ -657,6 +657,60 @@ fn line_that_varies_is_filled_although_a_quick_answer_was_seen_once() {
     let passed: u64 = line.run(Duration::from_secs(3)).iter().sum();
     let most = 3_000 / 4 * MAX_PAYLOAD as u64;
     assert!(passed > most * 9 / 10, "{passed} of {most}");
+}
+
+#[test]
+fn many_streams_on_a_long_line_have_its_windows_among_them() {
+    let (rtt, per_frame) = (Duration::from_millis(100), Duration::from_millis(1));
+    let mut line = Line::new(rtt, per_frame);
+    for _ in 0..16 {
+        line.join();
+        line.run(Duration::from_millis(37));
+    }
+    line.run(Duration::from_secs(6));
+    let delay_times_bandwidth = 100 * MAX_PAYLOAD as u64;
+    let grown = line.client.mux.grown();
+    assert!(grown < 3 * delay_times_bandwidth, "{grown} of {delay_times_bandwidth} that are under way");
+    line.join();
+    line.run(Duration::from_secs(3));
+    let passed = line.run(Duration::from_secs(3));
+    let fair = passed.iter().sum::<u64>() / 17;
+    assert!(passed.iter().all(|passed| *passed > fair * 8 / 10), "{passed:?}");
+}
+
+#[test]
+fn reader_slower_than_the_line_is_never_left_without() {
+    let rtt = 100;
+    let mut client = ClientUnderTest::ready();
+    client.measure_rtt(Duration::from_millis(rtt));
+    let stream = client.accept_open(1);
+    let (mut credit, mut held, mut idle) = (START_WINDOW, 0, 0);
+    let mut returns = VecDeque::new();
+    for tick in 0..10_000 {
+        client.wait(Duration::from_millis(1));
+        while returns.front().is_some_and(|(when, _)| *when <= tick) {
+            credit += returns.pop_front().map_or(0, |(_, more)| more);
+        }
+        // The line takes two frames in a tick, the reader one.
+        for _ in 0..2 {
+            let length = credit.min(MAX_PAYLOAD as u32);
+            if length > 0 {
+                client.stream(stream, StreamFrame::Data(bytes(length as usize)));
+                (credit, held) = (credit - length, held + length);
+            }
+        }
+        client.events();
+        let read = held.min(MAX_PAYLOAD as u32);
+        held -= read;
+        client.mux.consumed(stream, read);
+        idle += u32::from(read == 0 && tick > 5_000);
+        for frame in client.transmit() {
+            if let ToGateway::Stream(_, StreamFrame::Window(more)) = frame {
+                returns.push_back((tick + rtt, more));
+            }
+        }
+    }
+    assert!(idle < 100, "{idle} of 5,000 ticks without a byte to read");
 }
 
 #[test]

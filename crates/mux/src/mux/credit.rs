@@ -8,9 +8,13 @@ use std::{
 use anyproxy_frame::{Frame, MAX_WINDOW, MIN_WINDOW, ResetCode, StreamFrame, StreamId};
 
 use super::Mux;
-use crate::{Event, Side, schedule::KEPT, stream::Stream};
+use crate::{
+    Event, Side,
+    schedule::KEPT,
+    stream::{Half, Stream},
+};
 
-/// A reader to whom credit was given so often without having read all there was, two windows long, is slow.
+/// A reader that took half a window so often without having read all there was, two windows long, is slow.
 const SLOW: u8 = 4;
 
 /// What a round trip takes at least where both ends are at work: both must be given their turns.
@@ -73,7 +77,9 @@ impl<S: Side> Mux<S> {
             let target = self.shrunk(window);
             let Some(stream) = self.streams.get_mut(id) else { continue };
             stream.credit_due = false;
-            if let Some(increment) = stream.shortfall(target) {
+            // Half of the window it had was read; of the one it has now it may be less.
+            let increment = target.saturating_sub(stream.committed());
+            if stream.receiving == Half::Open && increment >= (target / 4).max(1) {
                 stream.granted += increment;
                 return Some(S::Out::stream(id, StreamFrame::Window(increment)));
             }
@@ -83,11 +89,12 @@ impl<S: Side> Mux<S> {
 
     /// Half a window was read, and its size is looked at: a stream whose reader keeps up gets its
     /// [share](Self::share_of_line) of what fills the line, whichever window it had. So those that are read alike have
-    /// alike, and nobody who came first stays ahead.
+    /// alike, and nobody who came first stays ahead, as long as the budget for growing lasts.
     ///
-    /// It grows only if all that had come was read meanwhile; it goes back towards the start window where that has not
-    /// happened for long, since then the reader is what holds the stream back, and where too much is held in all. Below
-    /// the start window, where a crowd put it, it doubles.
+    /// It grows only if all that had come was read meanwhile. Where that has not happened for long, the reader is what
+    /// holds the stream back, and it goes back towards the start window: by eighths, and as long as an eighth is here to
+    /// be read, so that credit goes on and the reader is never left without. Where too much is held in all it halves.
+    /// Below the start window, where a crowd put it, it doubles.
     fn tune_window(&mut self, now: Instant, id: StreamId) {
         let full = self.share_of_line(now);
         let relaxed = !self.memory().is_shrinking() && self.held <= self.config.held_bytes;
@@ -95,8 +102,10 @@ impl<S: Side> Mux<S> {
         self.bandwidth.count(&mut stream.counted);
         stream.behind = stream.behind.saturating_add(1);
         let (start, window) = (self.config.window, stream.window);
-        let wanted = if !relaxed || stream.behind > SLOW {
+        let wanted = if !relaxed {
             (window / 2).max(start.min(window))
+        } else if stream.behind > SLOW && stream.held > window / 8 {
+            (window - window / 8).max(start.min(window))
         } else if window < start {
             start.min(window.saturating_mul(2))
         } else if stream.behind > 1 {
@@ -104,8 +113,10 @@ impl<S: Side> Mux<S> {
         } else {
             full
         };
-        self.grown -= u64::from(window.saturating_sub(start) - wanted.min(window).saturating_sub(start));
-        stream.window = wanted.min(window);
+        // What is out already counts as grown until it has come in.
+        let smaller = wanted.max(stream.committed()).min(window);
+        self.grown -= u64::from(window.saturating_sub(start) - smaller.saturating_sub(start));
+        stream.window = smaller;
         self.grown += grow(stream, wanted, start, self.config.growth - self.grown);
     }
 
