@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 ///
 /// `cx.waker().wake_by_ref()` puts a task back in line at once, and it may be polled dozens of times before the runtime
 /// looks at its sockets again: a keystroke that came meanwhile waits all that time. So the task is woken as
-/// [`yield_now`](tokio::task::yield_now) does it, when all that were ready had their turn and the sockets were looked
-/// at. Outside a tokio runtime it is woken at once.
+/// [`yield_now`](tokio::task::yield_now) does it: as a rule when all that were ready had their turn and the sockets were
+/// looked at. Outside a tokio runtime it is woken at once.
 pub fn end_turn<T>(cx: &mut Context<'_>) -> Poll<T> {
     let _ = pin!(tokio::task::yield_now()).poll(cx);
     Poll::Pending

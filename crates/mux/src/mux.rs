@@ -230,17 +230,6 @@ impl<S: Side> Mux<S> {
         }
     }
 
-    /// Raises a stream's window, within what the configuration allows. The multiplexer does this by itself, from
-    /// the round trip and how fast the stream is read.
-    pub fn grow_window(&mut self, id: StreamId, to: u32) {
-        let limit = self.config.max_window;
-        if let Some(stream) = self.streams.get_mut(id).filter(|stream| !stream.unanswered) {
-            self.grown +=
-                credit::grow(stream, to.min(limit), self.config.window, self.config.growth - self.grown);
-            self.check_credit(id);
-        }
-    }
-
     /// Takes no more opens. Streams that live go on; a gateway tells the client to connect elsewhere by it, a client
     /// disowns opens that it has not seen yet.
     ///

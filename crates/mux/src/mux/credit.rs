@@ -128,8 +128,8 @@ impl<S: Side> Mux<S> {
         let (Some(usual), Some(least)) = (self.liveness.smoothed(), self.liveness.least()) else {
             return self.config.window;
         };
-        // The least alone would starve a line whose round trips vary, or took another way; the usual one alone would
-        // grow with the queues that windows make.
+        // The least alone would starve a line whose round trips vary; the usual one alone would grow with the queues
+        // that windows make.
         let rtt = usual.min(4 * least).max(LEAST_RTT);
         self.bandwidth.sample(now, rtt);
         let share = u32::try_from(self.bandwidth.share_within(3 * rtt)).unwrap_or(u32::MAX);
@@ -167,7 +167,7 @@ impl<S: Side> Mux<S> {
 }
 
 /// Raises a window and returns by how much it then exceeds the start window more than before; never above `budget`.
-pub(super) fn grow(stream: &mut Stream, to: u32, start: u32, budget: u64) -> u64 {
+fn grow(stream: &mut Stream, to: u32, start: u32, budget: u64) -> u64 {
     let budget = u32::try_from(budget).unwrap_or(MAX_WINDOW);
     let to = to.min(stream.window.max(start).saturating_add(budget)).max(stream.window);
     let grown = to.saturating_sub(start) - stream.window.saturating_sub(start);
