@@ -4,6 +4,11 @@ use std::time::{Duration, Instant};
 /// the kernel than of the line.
 const SAMPLE: Duration = Duration::from_millis(10);
 
+/// Samples through which busy streams are counted. One round trip is too short: credit for a stream comes every one and a
+/// half where windows are as they should be, and later where they are larger. Those that are not met would make the windows
+/// of the others larger still.
+const COUNTED: u32 = 4;
+
 /// What a tunnel carries, and among how many streams: bytes that their readers have taken, by time.
 ///
 /// A sample that is larger than the estimate replaces it at once; the estimate gives way to smaller ones by an eighth
@@ -11,8 +16,7 @@ const SAMPLE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Bandwidth {
     per_second: u64,
-    /// Streams of which half a window was read within the latest two samples that were counted together: credit for one
-    /// comes every one and a half round trips where windows are as they should be, and within one not all would be met.
+    /// Streams of which half a window was read within the latest count.
     streams: u32,
     next: Sample,
 }
@@ -22,15 +26,16 @@ pub(crate) struct Bandwidth {
 struct Sample {
     since: Instant,
     read: u64,
+    /// Streams met by the count so far.
     streams: u32,
-    /// The number of the count of streams, which takes two samples, and whether this is its second.
+    /// The number of the count, from 1, and of the sample within it.
     count: u32,
-    second: bool,
+    sample: u32,
 }
 
 impl Bandwidth {
     pub(crate) fn new(now: Instant) -> Self {
-        let next = Sample { since: now, read: 0, streams: 0, count: 1, second: false };
+        let next = Sample { since: now, read: 0, streams: 0, count: 1, sample: 0 };
         Self { per_second: 0, streams: 0, next }
     }
 
@@ -57,11 +62,11 @@ impl Bandwidth {
         let sample = u64::try_from(sample).unwrap_or(u64::MAX);
         self.per_second = sample.max(self.per_second - self.per_second / 8);
         (self.next.read, self.next.since) = (0, now);
-        if self.next.second {
+        self.next.sample += 1;
+        if self.next.sample == COUNTED {
             self.streams = std::mem::take(&mut self.next.streams);
-            self.next.count = self.next.count.wrapping_add(1);
+            (self.next.count, self.next.sample) = (self.next.count.wrapping_add(1), 0);
         }
-        self.next.second = !self.next.second;
     }
 
     /// Bytes that pass in this time, for each stream.
@@ -106,13 +111,13 @@ mod tests {
         let mut line = Bandwidth::new(start);
         let mut counted = [0; 4];
         // Each sample meets half of those that are there.
-        for turn in 1..=8 {
-            let busy = if turn <= 4 { 4 } else { 2 };
+        for turn in 1..=4 * COUNTED {
+            let busy = if turn <= 2 * COUNTED { 4 } else { 2 };
             let met = if turn % 2 == 1 { 0..busy / 2 } else { busy / 2..busy };
             counted[met].iter_mut().for_each(|counted| line.count(counted));
             line.read(400_000);
             line.sample(start + RTT * turn, RTT);
-            if turn % 4 == 0 {
+            if turn % (2 * COUNTED) == 0 {
                 assert_eq!(line.share_within(RTT), 400_000 / busy as u64);
             }
         }

@@ -52,15 +52,17 @@ impl ClientUnderTest {
 
     /// One whose streams draw on `memory`.
     pub(crate) fn of_memory(memory: &Memory) -> Self {
-        Self::greeted(Mux::new(Config::default(), Instant::now()).with_memory(memory))
+        let now = Instant::now();
+        Self::greeted(Mux::new(Config::default(), now).with_memory(memory), now)
     }
 
     pub(crate) fn with(config: Config) -> Self {
-        Self::greeted(Mux::new(config, Instant::now()))
+        let now = Instant::now();
+        Self::greeted(Mux::new(config, now), now)
     }
 
-    fn greeted(mux: Mux<Client>) -> Self {
-        let mut client = Self { mux, now: Instant::now() };
+    fn greeted(mux: Mux<Client>, now: Instant) -> Self {
+        let mut client = Self { mux, now };
         client.mux.hello(ClientHello::new("c", 1)).unwrap();
         client.hear(ToClient::Hello(Box::new(GatewayHello::new(1)))).unwrap();
         client.transmit();
@@ -111,15 +113,17 @@ impl GatewayUnderTest {
 
     /// One whose streams draw on `memory`.
     pub(crate) fn of_memory(memory: &Memory) -> Self {
-        Self::greeted(Mux::new(Config::default(), Instant::now()).with_memory(memory))
+        let now = Instant::now();
+        Self::greeted(Mux::new(Config::default(), now).with_memory(memory), now)
     }
 
     pub(crate) fn with(config: Config) -> Self {
-        Self::greeted(Mux::new(config, Instant::now()))
+        let now = Instant::now();
+        Self::greeted(Mux::new(config, now), now)
     }
 
-    fn greeted(mux: Mux<Gateway>) -> Self {
-        let mut gateway = Self { mux, now: Instant::now() };
+    fn greeted(mux: Mux<Gateway>, now: Instant) -> Self {
+        let mut gateway = Self { mux, now };
         gateway.hear(client_hello()).unwrap();
         gateway.mux.hello(GatewayHello::new(1)).unwrap();
         gateway.transmit();
