@@ -460,7 +460,7 @@ impl<S: Side> Mux<S> {
     pub(crate) fn close_if_over(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(id) else { return };
         if stream.is_over() && stream.held == 0 {
-            self.grown -= u64::from(stream.window.saturating_sub(self.config.window));
+            self.grown -= stream.grown(self.config.window);
             self.streams.remove(id);
             self.events.push_back(Event::Closed { id });
         }

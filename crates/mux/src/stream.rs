@@ -155,10 +155,15 @@ impl Stream {
         true
     }
 
-    /// How far credit and held bytes lie below `target`, if that is worth a frame: half of the target.
-    pub(crate) fn shortfall(&self, target: u32) -> Option<u32> {
+    /// How far credit and held bytes lie below `target`, if that is worth a frame.
+    pub(crate) fn shortfall(&self, target: u32, worth: u32) -> Option<u32> {
         let shortfall = target.checked_sub(self.committed())?;
-        (self.receiving == Half::Open && shortfall > 0 && shortfall >= target / 2).then_some(shortfall)
+        (self.receiving == Half::Open && shortfall > 0 && shortfall >= worth).then_some(shortfall)
+    }
+
+    /// By how much the window exceeds the start window.
+    pub(crate) fn grown(&self, start: u32) -> u64 {
+        self.window.saturating_sub(start).into()
     }
 
     /// What the peer may still send, and what it has sent and nobody has read.

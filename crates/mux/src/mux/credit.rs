@@ -8,11 +8,7 @@ use std::{
 use anyproxy_frame::{Frame, MAX_WINDOW, MIN_WINDOW, ResetCode, StreamFrame, StreamId};
 
 use super::Mux;
-use crate::{
-    Event, Side,
-    schedule::KEPT,
-    stream::{Half, Stream},
-};
+use crate::{Event, Side, schedule::KEPT, stream::Stream};
 
 /// A reader that took half a window so often without having read all there was, two windows long, is slow.
 const SLOW: u8 = 4;
@@ -61,7 +57,8 @@ impl<S: Side> Mux<S> {
             return;
         }
         let target = self.shrunk(window);
-        if let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.shortfall(target).is_some()) {
+        let due = |stream: &&mut Stream| stream.shortfall(target, target / 2).is_some();
+        if let Some(stream) = self.streams.get_mut(id).filter(due) {
             stream.credit_due = true;
             self.credit_due.push_back(id);
         }
@@ -78,8 +75,7 @@ impl<S: Side> Mux<S> {
             let Some(stream) = self.streams.get_mut(id) else { continue };
             stream.credit_due = false;
             // Half of the window it had was read; of the one it has now it may be less.
-            let increment = target.saturating_sub(stream.committed());
-            if stream.receiving == Half::Open && increment >= (target / 4).max(1) {
+            if let Some(increment) = stream.shortfall(target, target / 4) {
                 stream.granted += increment;
                 return Some(S::Out::stream(id, StreamFrame::Window(increment)));
             }
@@ -102,10 +98,11 @@ impl<S: Side> Mux<S> {
         self.bandwidth.count(&mut stream.counted);
         stream.behind = stream.behind.saturating_add(1);
         let (start, window) = (self.config.window, stream.window);
+        let floor = start.min(window);
         let wanted = if !relaxed {
-            (window / 2).max(start.min(window))
+            floor.max(window / 2)
         } else if stream.behind > SLOW && stream.held > window / 8 {
-            (window - window / 8).max(start.min(window))
+            floor.max(window - window / 8)
         } else if window < start {
             start.min(window.saturating_mul(2))
         } else if stream.behind > 1 {
@@ -113,11 +110,12 @@ impl<S: Side> Mux<S> {
         } else {
             full
         };
-        // What is out already counts as grown until it has come in.
-        let smaller = wanted.max(stream.committed()).min(window);
-        self.grown -= u64::from(window.saturating_sub(start) - smaller.saturating_sub(start));
-        stream.window = smaller;
-        self.grown += grow(stream, wanted, start, self.config.growth - self.grown);
+        // What is out already counts as grown until it has come in, and nobody grows beyond the budget.
+        let out = stream.committed().min(window);
+        let budget = u32::try_from(self.config.growth - self.grown).unwrap_or(MAX_WINDOW);
+        self.grown -= stream.grown(start);
+        stream.window = wanted.max(out).min(window.max(start).saturating_add(budget));
+        self.grown += stream.grown(start);
     }
 
     /// The window with which the streams that are busy fill the line together: three times what it carries in a round
@@ -164,13 +162,4 @@ impl<S: Side> Mux<S> {
         self.events.push_back(Event::Discarded { id });
         self.give_up_held(id);
     }
-}
-
-/// Raises a window and returns by how much it then exceeds the start window more than before; never above `budget`.
-fn grow(stream: &mut Stream, to: u32, start: u32, budget: u64) -> u64 {
-    let budget = u32::try_from(budget).unwrap_or(MAX_WINDOW);
-    let to = to.min(stream.window.max(start).saturating_add(budget)).max(stream.window);
-    let grown = to.saturating_sub(start) - stream.window.saturating_sub(start);
-    stream.window = to;
-    grown.into()
 }
