@@ -1,0 +1,248 @@
+//! Windows that grow, shrink and are shared: a core behind a line of invented length and width.
+
+mod raw;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anyproxy_frame::{MAX_PAYLOAD, ResetCode, START_WINDOW, StreamFrame, StreamId, ToGateway};
+use anyproxy_mux::Config;
+
+use crate::raw::{ClientUnderTest, bytes};
+
+#[test]
+fn window_grows_while_it_holds_the_stream_back_and_keeps_to_its_budget() {
+    let config = Config { max_window: 1 << 20, growth: 1 << 20, ..Config::default() };
+    let mut client = ClientUnderTest::with(config);
+    client.measure_rtt(Duration::from_millis(100));
+    let streams = [client.accept_open(1), client.accept_open(2)];
+    for _ in 0..40 {
+        for stream in streams {
+            client.stream(stream, StreamFrame::Data(bytes(MAX_PAYLOAD)));
+            client.mux.consumed(stream, MAX_PAYLOAD as u32);
+            client.transmit();
+        }
+        client.wait(Duration::from_millis(20));
+    }
+    assert_eq!(client.mux.grown(), 1 << 20, "as far as the budget goes");
+    for stream in streams {
+        client.mux.reset(stream, ResetCode::Cancelled);
+    }
+    assert_eq!(client.mux.grown(), 0, "and back");
+
+    let mut client = ClientUnderTest::ready();
+    client.measure_rtt(Duration::from_millis(100));
+    let stream = client.accept_open(1);
+    for _ in 0..40 {
+        client.stream(stream, StreamFrame::Data(bytes(MAX_PAYLOAD)));
+        client.mux.consumed(stream, MAX_PAYLOAD as u32);
+        client.transmit();
+        client.wait(Duration::from_millis(200));
+    }
+    assert_eq!(client.mux.grown(), 0, "a slow reader needs no larger window");
+}
+
+/// A line that one frame passes at a time, and a sender who says all that it has credit for.
+struct Line {
+    client: ClientUnderTest,
+    streams: Vec<StreamId>,
+    credit: Vec<u32>,
+    passed: Vec<u64>,
+    queue: VecDeque<(usize, usize)>,
+    /// Credit on its way back, and when it comes.
+    returns: VecDeque<(Instant, usize, u32)>,
+    rtt: Duration,
+    per_frame: Duration,
+}
+
+impl Line {
+    fn new(rtt: Duration, per_frame: Duration) -> Self {
+        let mut client = ClientUnderTest::ready();
+        client.measure_rtt(rtt);
+        let (streams, credit, passed) = (Vec::new(), Vec::new(), Vec::new());
+        Self {
+            client,
+            streams,
+            credit,
+            passed,
+            queue: VecDeque::new(),
+            returns: VecDeque::new(),
+            rtt,
+            per_frame,
+        }
+    }
+
+    fn join(&mut self) {
+        let number = self.streams.len() as u32 + 1;
+        self.streams.push(self.client.accept_open(number));
+        self.credit.push(START_WINDOW);
+        self.passed.push(0);
+    }
+
+    /// What each stream passed in this time.
+    fn run(&mut self, time: Duration) -> Vec<u64> {
+        let (before, until) = (self.passed.clone(), self.client.now + time);
+        while self.client.now < until {
+            while self.returns.front().is_some_and(|(when, ..)| *when <= self.client.now) {
+                let Some((_, which, credit)) = self.returns.pop_front() else { break };
+                self.credit[which] += credit;
+            }
+            for (which, credit) in self.credit.iter_mut().enumerate() {
+                while *credit > 0 {
+                    let length = (*credit).min(MAX_PAYLOAD as u32);
+                    *credit -= length;
+                    self.queue.push_back((which, length as usize));
+                }
+            }
+            self.client.wait(self.per_frame);
+            let Some((which, length)) = self.queue.pop_front() else { continue };
+            let stream = self.streams[which];
+            self.client.stream(stream, StreamFrame::Data(bytes(length)));
+            self.client.events();
+            self.client.mux.consumed(stream, length as u32);
+            self.passed[which] += length as u64;
+            for frame in self.client.transmit() {
+                let ToGateway::Stream(id, StreamFrame::Window(credit)) = frame else { panic!("{frame:?}") };
+                let Some(which) = self.streams.iter().position(|stream| *stream == id) else { continue };
+                self.returns.push_back((self.client.now + self.rtt, which, credit));
+            }
+        }
+        self.passed.iter().zip(before).map(|(passed, before)| passed - before).collect()
+    }
+}
+
+#[test]
+fn who_came_first_does_not_stay_ahead_of_those_who_read_as_fast() {
+    for rtt in [1, 20, 100].map(Duration::from_millis) {
+        let (per_frame, time) = (rtt / 20, (30 * rtt).max(Duration::from_millis(200)));
+        let mut line = Line::new(rtt, per_frame);
+        line.join();
+        line.run(time);
+        let alone: u128 = line.run(time).iter().map(|passed| u128::from(*passed)).sum();
+        let most = time.as_nanos() / per_frame.as_nanos() * MAX_PAYLOAD as u128;
+        assert!(
+            alone > most * 9 / 10,
+            "{alone} of {most} at {rtt:?}: 20 frames are in flight on a full line"
+        );
+        for _ in 0..3 {
+            line.join();
+        }
+        line.run(time);
+        let passed = line.run(time);
+        let fair = passed.iter().sum::<u64>() / 4;
+        assert!(passed.iter().all(|passed| *passed > fair * 9 / 10), "{passed:?} at {rtt:?}");
+    }
+}
+
+#[test]
+fn line_that_varies_is_filled_although_a_quick_answer_was_seen_once() {
+    let mut line = Line::new(Duration::from_millis(80), Duration::from_millis(4));
+    line.client.wait(Config::default().ping_interval);
+    line.client.measure_rtt(Duration::from_millis(20));
+    line.join();
+    line.run(Duration::from_secs(3));
+    let passed: u64 = line.run(Duration::from_secs(3)).iter().sum();
+    let most = 3_000 / 4 * MAX_PAYLOAD as u64;
+    assert!(passed > most * 9 / 10, "{passed} of {most}");
+}
+
+#[test]
+fn many_streams_on_a_long_line_have_its_windows_among_them() {
+    let (rtt, per_frame) = (Duration::from_millis(100), Duration::from_millis(1));
+    let mut line = Line::new(rtt, per_frame);
+    for _ in 0..16 {
+        line.join();
+        line.run(Duration::from_millis(37));
+    }
+    line.run(Duration::from_secs(6));
+    let delay_times_bandwidth = 100 * MAX_PAYLOAD as u64;
+    let grown = line.client.mux.grown();
+    assert!(grown < 3 * delay_times_bandwidth, "{grown} of {delay_times_bandwidth} that are under way");
+    line.join();
+    line.run(Duration::from_secs(3));
+    let passed = line.run(Duration::from_secs(3));
+    let fair = passed.iter().sum::<u64>() / 17;
+    assert!(passed.iter().all(|passed| *passed > fair * 8 / 10), "{passed:?}");
+}
+
+#[test]
+fn reader_slower_than_the_line_is_never_left_without() {
+    let rtt = 100;
+    let mut client = ClientUnderTest::ready();
+    client.measure_rtt(Duration::from_millis(rtt));
+    let stream = client.accept_open(1);
+    let (mut credit, mut held, mut idle) = (START_WINDOW, 0, 0);
+    let mut returns = VecDeque::new();
+    for tick in 0..10_000 {
+        client.wait(Duration::from_millis(1));
+        while returns.front().is_some_and(|(when, _)| *when <= tick) {
+            credit += returns.pop_front().map_or(0, |(_, more)| more);
+        }
+        // The line takes two frames in a tick, the reader one.
+        for _ in 0..2 {
+            let length = credit.min(MAX_PAYLOAD as u32);
+            if length > 0 {
+                client.stream(stream, StreamFrame::Data(bytes(length as usize)));
+                (credit, held) = (credit - length, held + length);
+            }
+        }
+        client.events();
+        let read = held.min(MAX_PAYLOAD as u32);
+        held -= read;
+        client.mux.consumed(stream, read);
+        idle += u32::from(read == 0 && tick > 5_000);
+        for frame in client.transmit() {
+            if let ToGateway::Stream(_, StreamFrame::Window(more)) = frame {
+                returns.push_back((tick + rtt, more));
+            }
+        }
+    }
+    assert!(idle < 100, "{idle} of 5,000 ticks without a byte to read");
+}
+
+#[test]
+fn window_that_the_line_does_not_need_is_given_back() {
+    let mut line = Line::new(Duration::from_millis(2), Duration::from_micros(100));
+    line.join();
+    line.run(Duration::from_millis(200));
+    let alone = line.client.mux.grown();
+    assert!(alone > 0, "20 frames of 64 KiB are in flight");
+    for _ in 0..15 {
+        line.join();
+    }
+    line.run(Duration::from_secs(1));
+    assert_eq!(line.client.mux.grown(), 0, "16 start windows fill the line");
+}
+
+#[test]
+fn reader_who_is_always_behind_gets_no_larger_window() {
+    let mut client = ClientUnderTest::ready();
+    client.measure_rtt(Duration::from_millis(100));
+    let (fast, slow) = (client.accept_open(1), client.accept_open(2));
+    let mut credit = START_WINDOW;
+    for round in 0..200 {
+        client.wait(Duration::from_millis(10));
+        for _ in 0..4 {
+            client.stream(fast, StreamFrame::Data(bytes(MAX_PAYLOAD)));
+            client.mux.consumed(fast, MAX_PAYLOAD as u32);
+        }
+        if credit > 0 {
+            client.stream(slow, StreamFrame::Data(bytes(credit as usize)));
+        }
+        credit = 0;
+        client.mux.consumed(slow, 32 * 1024);
+        for frame in client.transmit() {
+            match frame {
+                ToGateway::Stream(id, StreamFrame::Window(more)) if id == slow => {
+                    assert!(round < 20 || more <= START_WINDOW / 2, "{more} at {round}");
+                    credit += more;
+                }
+                _ => {}
+            }
+        }
+        client.events();
+    }
+    assert!(client.mux.grown() > 0, "the other one got its part");
+    client.mux.reset(fast, ResetCode::Cancelled);
+    assert_eq!(client.mux.grown(), 0);
+}
