@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyproxy_workers::Workers;
+use anyproxy_workers::{Pulse, Workers};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
@@ -23,10 +23,12 @@ where
     Fut: Future<Output = Result<(), Failure>>,
 {
     keep_memory();
-    let runtime =
-        Builder::new_current_thread().enable_all().build().map_err(|error| Failure::of("runtime", error))?;
+    let mut builder = Builder::new_current_thread();
+    let pulse = Pulse::of(builder.enable_all());
+    let runtime = builder.build().map_err(|error| Failure::of("runtime", error))?;
     let ended: Result<_, Failure> = runtime.block_on(async {
-        let (workers, crew) = Workers::start(threads()).map_err(|error| Failure::of("threads", error))?;
+        let (workers, crew) =
+            Workers::start(threads(), pulse).map_err(|error| Failure::of("threads", error))?;
         let signals = Signals::listen().map_err(|error| Failure::of("signals", error))?;
         let ended = signals.run(|stop| work(stop, workers)).await;
         // Its tasks were told to stop and had their time, as those below.

@@ -594,7 +594,7 @@ mod tests {
         let (config, root) = certificate();
         let (plain, address) = loopback();
         let (secure, secure_address) = loopback();
-        let (workers, _crew) = anyproxy_workers::Workers::start(2).unwrap();
+        let (workers, _crew) = anyproxy_workers::Workers::start(2, anyproxy_workers::Pulse::still()).unwrap();
         let (seen, mut threads) = mpsc::unbounded_channel();
         let front = move |user, source| {
             seen.send(std::thread::current().id()).unwrap();

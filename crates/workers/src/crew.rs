@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 
+use crate::Pulse;
+
 /// The threads that were started; their owner. Dropped, it tells them to end and does not wait.
 #[derive(Debug)]
 #[must_use = "dropped, it ends its threads"]
@@ -21,18 +23,18 @@ struct Hand {
 
 impl Crew {
     /// Starts `threads`, and returns once each has its runtime.
-    pub(crate) fn start(threads: usize) -> io::Result<(Self, Vec<Handle>)> {
-        let (mut crew, mut handles) = (Vec::new(), Vec::new());
+    pub(crate) fn start(threads: usize) -> io::Result<(Self, Vec<(Handle, Pulse)>)> {
+        let (mut crew, mut running) = (Vec::new(), Vec::new());
         for number in 1..=threads {
             let (started, runtime) = sync_channel(1);
             let (stop, stopped) = oneshot::channel();
             let thread = ThreadBuilder::new()
                 .name(format!("anyproxy-{number}"))
                 .spawn(move || work(&started, stopped))?;
-            handles.push(first_word(&runtime)?);
+            running.push(first_word(&runtime)?);
             crew.push(Hand { stop, thread });
         }
-        Ok((Self(crew), handles))
+        Ok((Self(crew), running))
     }
 
     /// Ends the threads and waits for them. What still runs on them is dropped; a call that blocks is waited for no
@@ -50,19 +52,21 @@ impl Crew {
 }
 
 /// What a thread does: runs its tasks until it is told to stop.
-fn work(started: &SyncSender<io::Result<Handle>>, stopped: oneshot::Receiver<Duration>) {
-    let runtime: Runtime = match Builder::new_current_thread().enable_all().build() {
+fn work(started: &SyncSender<io::Result<(Handle, Pulse)>>, stopped: oneshot::Receiver<Duration>) {
+    let mut builder = Builder::new_current_thread();
+    let pulse = Pulse::of(builder.enable_all());
+    let runtime: Runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => {
             let _ = started.send(Err(error));
             return;
         }
     };
-    let _ = started.send(Ok(runtime.handle().clone()));
+    let _ = started.send(Ok((runtime.handle().clone(), pulse)));
     let limit = runtime.block_on(stopped).unwrap_or_default();
     runtime.shutdown_timeout(limit);
 }
 
-fn first_word(runtime: &Receiver<io::Result<Handle>>) -> io::Result<Handle> {
-    runtime.recv().unwrap_or_else(|_| Err(io::Error::other("a thread ended before it began")))
+fn first_word(thread: &Receiver<io::Result<(Handle, Pulse)>>) -> io::Result<(Handle, Pulse)> {
+    thread.recv().unwrap_or_else(|_| Err(io::Error::other("a thread ended before it began")))
 }

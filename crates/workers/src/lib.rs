@@ -11,12 +11,13 @@
 //! Who sits where changes what things cost, never what they do: streams are handles that work from any thread.
 //!
 //! ```
-//! use anyproxy_workers::Workers;
+//! use anyproxy_workers::{Pulse, Workers};
 //!
 //! # fn main() -> std::io::Result<()> {
-//! let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-//! runtime.block_on(async {
-//!     let (workers, crew) = Workers::start(2)?;
+//! let mut builder = tokio::runtime::Builder::new_current_thread();
+//! let pulse = Pulse::of(builder.enable_all());
+//! builder.build()?.block_on(async {
+//!     let (workers, crew) = Workers::start(2, pulse)?;
 //!     let tunnel = workers.tunnels().take();
 //!     let user = workers.users().take();
 //!     assert!(user.is_beside(&tunnel));
@@ -27,9 +28,10 @@
 //! # }
 //! ```
 
-mod busy;
 mod crew;
+mod pulse;
 mod seat;
 
 pub use crew::Crew;
+pub use pulse::Pulse;
 pub use seat::{Seat, Seated, Seats, Workers};

@@ -8,8 +8,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 
-use crate::Crew;
-use crate::busy::Busy;
+use crate::{Crew, Pulse};
 
 /// Threads, each with a runtime, and who sits where. Cheap to clone; clones are the same threads.
 #[derive(Clone)]
@@ -18,9 +17,9 @@ pub struct Workers(Arc<[Worker]>);
 #[derive(Debug)]
 struct Worker {
     handle: Handle,
+    pulse: Pulse,
     tunnels: AtomicUsize,
     users: AtomicUsize,
-    busy: Busy,
 }
 
 impl Workers {
@@ -31,11 +30,11 @@ impl Workers {
     /// Outside of a runtime.
     #[must_use]
     pub fn here() -> Self {
-        Self::new([Handle::current()])
+        Self::new([(Handle::current(), Pulse::still())])
     }
 
     /// So many threads (at least one): that of the runtime this is called in, which should be of the
-    /// `current_thread` flavour, and the others new. They end with the [`Crew`].
+    /// `current_thread` flavour and whose [`Pulse`] is `first`, and the others new. They end with the [`Crew`].
     ///
     /// # Errors
     ///
@@ -44,19 +43,19 @@ impl Workers {
     /// # Panics
     ///
     /// Outside of a runtime.
-    pub fn start(threads: usize) -> io::Result<(Self, Crew)> {
+    pub fn start(threads: usize, first: Pulse) -> io::Result<(Self, Crew)> {
         let (crew, others) = Crew::start(threads.saturating_sub(1))?;
-        Ok((Self::new([Handle::current()].into_iter().chain(others)), crew))
+        Ok((Self::new([(Handle::current(), first)].into_iter().chain(others)), crew))
     }
 
-    fn new(handles: impl IntoIterator<Item = Handle>) -> Self {
-        let worker = |handle| Worker {
+    fn new(threads: impl IntoIterator<Item = (Handle, Pulse)>) -> Self {
+        let worker = |(handle, pulse)| Worker {
             handle,
+            pulse,
             tunnels: AtomicUsize::new(0),
             users: AtomicUsize::new(0),
-            busy: Busy::new(),
         };
-        Self(handles.into_iter().map(worker).collect())
+        Self(threads.into_iter().map(worker).collect())
     }
 
     /// Seats for tunnels: each where the fewest are.
@@ -84,8 +83,8 @@ impl Workers {
             let suits = !has_tunnels || worker.tunnels.load(Ordering::Relaxed) > 0;
             suits.then(|| worker.users.load(Ordering::Relaxed))
         });
-        if self.0.len() > 1 && Busy::is_much(self.0[place].percent()) {
-            return self.least(|worker| Some(worker.percent()));
+        if self.0.len() > 1 && self.0[place].pulse.is_busy() {
+            return self.least(|worker| Some(worker.pulse.percent()));
         }
         place
     }
@@ -94,12 +93,6 @@ impl Workers {
     fn least<T: Ord>(&self, of: impl Fn(&Worker) -> Option<T>) -> usize {
         let rated = self.0.iter().enumerate().filter_map(|(index, worker)| Some((of(worker)?, index)));
         rated.min().map_or(0, |(_, index)| index)
-    }
-}
-
-impl Worker {
-    fn percent(&self) -> u32 {
-        self.busy.percent(&self.handle)
     }
 }
 
@@ -224,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn tunnels_spread_and_users_sit_beside_them() {
-        let (workers, _crew) = Workers::start(3).unwrap();
+        let (workers, _crew) = Workers::start(3, Pulse::still()).unwrap();
         let first = workers.tunnels().take();
         assert!(first.is_here(), "one tunnel, one thread: nothing is handed over at all");
         let users: Vec<_> = (0..3).map(|_| workers.users().take()).collect();
@@ -241,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_seat_is_free_again_when_it_is_dropped() {
-        let (workers, _crew) = Workers::start(2).unwrap();
+        let (workers, _crew) = Workers::start(2, Pulse::still()).unwrap();
         drop(workers.tunnels().take());
         assert!(workers.tunnels().take().is_here());
         drop(workers.users().take());
@@ -253,28 +246,33 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_tunnel_users_spread() {
-        let (workers, _crew) = Workers::start(2).unwrap();
+        let (workers, _crew) = Workers::start(2, Pulse::still()).unwrap();
         let (one, other) = (workers.users().take(), workers.users().take());
         assert!(!one.is_beside(&other));
     }
 
     #[test]
-    fn a_thread_without_a_moment_left_gets_no_more_users() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let (workers, _crew) = Workers::start(2).unwrap();
+    fn a_thread_without_a_moment_left_gets_no_more_users_until_it_has() {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let pulse = Pulse::of(builder.enable_all());
+        builder.build().unwrap().block_on(async {
+            let (workers, _crew) = Workers::start(2, pulse).unwrap();
             let tunnel = workers.tunnels().take();
-            // A task that never lets go for three windows. What is judged is time, so time must pass.
-            tokio::spawn(async { thread::sleep(Duration::from_millis(300)) }).await.unwrap();
-            // The counter is written when the thread looks up from its work.
+            // A moment without work, from which on it is watched, and then a task that does not let go. What is
+            // judged is time, so time must pass.
             tokio::time::sleep(Duration::from_millis(1)).await;
+            assert!(workers.users().take().is_beside(&tunnel));
+            tokio::spawn(async { thread::sleep(Duration::from_millis(300)) }).await.unwrap();
             assert!(!workers.users().take().is_beside(&tunnel));
+            // And a rest.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert!(workers.users().take().is_beside(&tunnel));
         });
     }
 
     #[tokio::test]
     async fn work_runs_where_its_seat_is_and_ends_with_the_crew() {
-        let (workers, crew) = Workers::start(2).unwrap();
+        let (workers, crew) = Workers::start(2, Pulse::still()).unwrap();
         let _first = workers.tunnels().take();
         let seat = workers.tunnels().take();
         let (say, heard) = oneshot::channel();
