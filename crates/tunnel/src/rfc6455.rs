@@ -129,6 +129,9 @@ impl Head {
     }
 }
 
+/// Bytes masked at a time where they are copied too: they are still in the nearest cache then.
+const STRIDE: usize = 4096;
+
 /// XORs with the key, from its first byte on (section 5.3).
 fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     let [a, b, c, d] = key;
@@ -143,6 +146,11 @@ fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     for (byte, key) in words.into_remainder().iter_mut().zip(key.iter().cycle()) {
         *byte ^= key;
     }
+}
+
+/// The key for what lies so many bytes behind the start of the payload.
+const fn key_at(key: [u8; 4], offset: usize) -> [u8; 4] {
+    u32::from_be_bytes(key).rotate_left(8 * (offset % 4) as u32).to_be_bytes()
 }
 
 // === Decoder ===
@@ -299,11 +307,12 @@ impl Encoder {
         });
         dst.extend_from_slice(key.as_ref().map_or(&[], |key| key));
         let start = dst.len();
-        for piece in pieces {
-            dst.extend_from_slice(piece.as_ref());
-        }
-        if let Some(key) = key {
-            apply_mask(&mut dst[start..], key);
+        for block in pieces.iter().flat_map(|piece| piece.as_ref().chunks(STRIDE)) {
+            let at = dst.len();
+            dst.extend_from_slice(block);
+            if let Some(key) = key {
+                apply_mask(&mut dst[at..], key_at(key, at - start));
+            }
         }
     }
 }
