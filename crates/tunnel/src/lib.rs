@@ -71,6 +71,7 @@ mod link;
 mod shared;
 
 mod carrier;
+mod outbox;
 mod read_ahead;
 mod rfc6455;
 mod socket;

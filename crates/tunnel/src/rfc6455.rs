@@ -8,6 +8,8 @@ use std::hash::{BuildHasher as _, RandomState};
 use anyproxy_mux::frame::MAX_MESSAGE;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
+use crate::outbox::Outbox;
+
 /// Bytes of fragments that may come before a message is whole. Four times what a message may have leaves room for
 /// their headers, and bounds what a flood of empty ones costs.
 const MAX_UNFINISHED: usize = 4 * MAX_MESSAGE;
@@ -283,10 +285,33 @@ impl Encoder {
         self.encode_pieces(opcode, &[payload], dst);
     }
 
-    /// The same with a payload in pieces.
-    pub(crate) fn encode_pieces(&mut self, opcode: Opcode, pieces: &[impl AsRef<[u8]>], dst: &mut BytesMut) {
+    /// Appends a binary message in pieces. What is not masked is not copied, if it is long.
+    pub(crate) fn encode_message(&mut self, pieces: &[Bytes], dst: &mut Outbox) {
+        if self.masks.is_some() {
+            self.encode_pieces(Opcode::Binary, pieces, dst.block());
+        } else {
+            self.encode_head(Opcode::Binary, pieces.iter().map(Bytes::len).sum(), dst.block());
+            pieces.iter().for_each(|piece| dst.push(piece));
+        }
+    }
+
+    /// The same as [`encode`](Self::encode) with a payload in pieces.
+    fn encode_pieces(&mut self, opcode: Opcode, pieces: &[impl AsRef<[u8]>], dst: &mut BytesMut) {
         let length = pieces.iter().map(|piece| piece.as_ref().len()).sum();
         dst.reserve(MAX_HEAD + length);
+        let key = self.encode_head(opcode, length, dst);
+        let start = dst.len();
+        for block in pieces.iter().flat_map(|piece| piece.as_ref().chunks(STRIDE)) {
+            let at = dst.len();
+            dst.extend_from_slice(block);
+            if let Some(key) = key {
+                apply_mask(&mut dst[at..], key_at(key, at - start));
+            }
+        }
+    }
+
+    /// Appends the header of a frame with so much payload: also, the key that masks it.
+    fn encode_head(&mut self, opcode: Opcode, length: usize, dst: &mut BytesMut) -> Option<[u8; 4]> {
         dst.put_u8(0x80 | opcode as u8);
         let masked = if self.masks.is_some() { 0x80 } else { 0 };
         match length {
@@ -306,14 +331,7 @@ impl Encoder {
             [a, b, c, d]
         });
         dst.extend_from_slice(key.as_ref().map_or(&[], |key| key));
-        let start = dst.len();
-        for block in pieces.iter().flat_map(|piece| piece.as_ref().chunks(STRIDE)) {
-            let at = dst.len();
-            dst.extend_from_slice(block);
-            if let Some(key) = key {
-                apply_mask(&mut dst[at..], key_at(key, at - start));
-            }
-        }
+        key
     }
 }
 

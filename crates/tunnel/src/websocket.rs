@@ -13,6 +13,7 @@ use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_util::io::poll_read_buf;
 
+use crate::outbox::Outbox;
 use crate::rfc6455::{Decoder, Encoder, Incoming, MAX_HEAD, Opcode, Role, Violation};
 use crate::{Carrier, CarrierError, UpgradeError};
 
@@ -49,8 +50,7 @@ pub struct WebSocket<Io> {
     encoder: Encoder,
     /// What was read and not yet taken apart.
     inbox: BytesMut,
-    /// Frames that were not written yet.
-    outbox: BytesMut,
+    outbox: Outbox,
     /// How much waits before it is written, if no flush comes first.
     batch: usize,
     /// What was written since the last flush.
@@ -93,7 +93,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
             decoder: Decoder::new(role),
             encoder: Encoder::new(role),
             inbox: BytesMut::new(),
-            outbox: BytesMut::new(),
+            outbox: Outbox::default(),
             batch: BATCH.0,
             written: 0,
             usual: 0,
@@ -142,7 +142,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
                 Some(Ok(Incoming::Binary(message))) => (Opcode::Binary, message),
                 Some(Ok(_)) => continue,
             };
-            self.encoder.encode(opcode, &message, &mut self.outbox);
+            self.encoder.encode(opcode, &message, self.outbox.block());
             if let Err(error) = poll_fn(|cx| Carrier::poll_flush(&mut self, cx)).await {
                 break error.into();
             }
@@ -194,7 +194,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
                 if self.closing == Closing::Open {
                     let code = words.as_ref().map(|(code, _)| code.to_be_bytes());
                     let payload = code.as_ref().map_or(&[][..], |code| code);
-                    self.encoder.encode(Opcode::Close, payload, &mut self.outbox);
+                    self.encoder.encode(Opcode::Close, payload, self.outbox.block());
                 }
                 let (code, reason) = words.unwrap_or((1005, String::new()));
                 Some(Err(CarrierError::Closed { code, reason }))
@@ -229,17 +229,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
     /// Writes until less than `enough` waits. A line that makes us wait is given smaller batches from here on.
     fn poll_write(&mut self, cx: &mut Context<'_>, enough: usize) -> Poll<io::Result<()>> {
         while self.outbox.len() >= enough {
-            let Poll::Ready(written) = Pin::new(&mut self.io).poll_write(cx, &self.outbox) else {
+            let Poll::Ready(written) = self.outbox.poll_write(cx, &mut self.io) else {
                 (self.batch, self.written) = (BATCH.0, 0);
                 return Poll::Pending;
             };
-            match written? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => {
-                    self.written += written;
-                    self.outbox.advance(written);
-                }
-            }
+            self.written += written?;
         }
         Poll::Ready(Ok(()))
     }
@@ -262,20 +256,17 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Carrier for WebSocket<
         if self.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        self.encoder.encode_pieces(Opcode::Binary, message, &mut self.outbox);
+        self.encoder.encode_message(message, &mut self.outbox);
         Ok(())
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write(cx, self.batch))?;
         if let Some(pong) = self.pong.take().filter(|_| !self.closed && self.closing == Closing::Open) {
-            self.encoder.encode(Opcode::Pong, &pong, &mut self.outbox);
+            self.encoder.encode(Opcode::Pong, &pong, self.outbox.block());
         }
         ready!(self.poll_write(cx, 1))?;
-        // What a large message needed is not kept for small ones.
-        if self.outbox.capacity() / 8 > self.written.max(LEAST_READ) {
-            self.outbox = BytesMut::new();
-        }
+        self.outbox.shrink(self.written.max(LEAST_READ));
         let flush = Pin::new(&mut self.io).poll_flush(cx);
         if flush.is_pending() {
             (self.batch, self.written) = (BATCH.0, 0);
@@ -293,7 +284,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Carrier for WebSocket<
                     if !self.closed {
                         let mut words = code.to_be_bytes().to_vec();
                         words.extend_from_slice(&reason.as_bytes()[..reason.floor_char_boundary(MAX_REASON)]);
-                        self.encoder.encode(Opcode::Close, &words, &mut self.outbox);
+                        self.encoder.encode(Opcode::Close, &words, self.outbox.block());
                     }
                     Closing::Flushing
                 }
