@@ -9,7 +9,8 @@ use anyproxy_frame::{MAX_PAYLOAD, MAX_WINDOW, MIN_WINDOW, START_WINDOW};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Credit of a new stream in bytes, announced in the hello: 256 KiB. Smaller starts slowly on long lines,
-    /// larger lets many stopped readers hold much. From [`MIN_WINDOW`] to [`MAX_WINDOW`].
+    /// larger lets many stopped readers hold much. Where the line needs less, busy streams go down to 128 KiB.
+    /// From [`MIN_WINDOW`] to [`MAX_WINDOW`].
     pub window: u32,
     /// How far a stream's window may grow by measured bandwidth × delay: 16 MiB. At least `window`.
     pub max_window: u32,

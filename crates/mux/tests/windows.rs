@@ -126,6 +126,13 @@ impl Line {
         self.passed.iter().zip(before).map(|(passed, before)| passed - before).collect()
     }
 
+    /// What senders may have under way: their credit, what waits at the line, and what is on its way back.
+    fn windows(&self) -> u64 {
+        let returns = self.returns.iter().map(|(_, _, credit)| u64::from(*credit));
+        let queue = self.queue.iter().map(|(_, length)| *length as u64);
+        self.credit.iter().map(|credit| u64::from(*credit)).chain(returns).chain(queue).sum()
+    }
+
     fn read(&mut self) {
         for (stream, held) in self.streams.iter().zip(&mut self.held) {
             let read = (*held).min(MAX_PAYLOAD as u32);
@@ -213,6 +220,28 @@ fn window_that_the_line_does_not_need_is_given_back() {
     }
     line.run(Duration::from_secs(1));
     assert_eq!(line.client.mux.grown(), 0, "16 start windows fill the line");
+}
+
+#[test]
+fn crowd_on_a_short_line_has_less_than_start_windows_and_the_line_is_full() {
+    let per_frame = Duration::from_micros(50);
+    let mut line = Line::new(Duration::from_micros(100), per_frame);
+    (0..16).for_each(|_| line.join());
+    line.run(Duration::from_millis(500));
+    let time = Duration::from_millis(200);
+    let passed: u64 = line.run(time).iter().sum();
+    assert_eq!(passed, (time.as_nanos() / per_frame.as_nanos()) as u64 * MAX_PAYLOAD as u64);
+    assert!(line.windows() <= 16 * 2 * MAX_PAYLOAD as u64, "{}: two frames each", line.windows());
+}
+
+#[test]
+fn one_stream_on_a_short_line_has_what_both_ends_need_to_be_at_work() {
+    let mut line = Line::new(Duration::from_micros(100), Duration::from_micros(50));
+    line.join();
+    line.run(Duration::from_millis(500));
+    // What was read and is not half a window yet is on neither side.
+    let window = 3 * 250 / 50 * MAX_PAYLOAD as u64;
+    assert!((window / 2..=window).contains(&line.windows()), "{} of {window}", line.windows());
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::shared::{Desk, Shared};
 use crate::{Carrier, CarrierError, CloseReason, Config, StreamReset, TunnelError};
 
 /// Messages taken in before the driver looks at what is to be sent.
-const RECEIVED_PER_TURN: usize = 16;
+const RECEIVED_PER_TURN: usize = 8;
 
 /// The work of one tunnel: owns the carrier and the multiplexer, and ends with the tunnel.
 ///

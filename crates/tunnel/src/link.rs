@@ -17,7 +17,7 @@ use crate::{Carrier, CarrierError, Config, TunnelError};
 const FULL: usize = MAX_MESSAGE - (HEADER_LEN + MAX_PAYLOAD);
 
 /// Bytes sent before the driver looks at what was received.
-const SENT_PER_TURN: usize = 512 * 1024;
+const SENT_PER_TURN: usize = 256 * 1024;
 
 /// Now, by the clock that the timers of the runtime use.
 pub(crate) fn now() -> Instant {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyproxy_frame::{Frame, MAX_WINDOW, MIN_WINDOW, ResetCode, StreamFrame, StreamId};
+use anyproxy_frame::{Frame, MAX_PAYLOAD, MAX_WINDOW, MIN_WINDOW, ResetCode, StreamFrame, StreamId};
 
 use super::Mux;
 use crate::{Event, Side, schedule::KEPT, stream::Stream};
@@ -13,8 +13,14 @@ use crate::{Event, Side, schedule::KEPT, stream::Stream};
 /// A reader that took half a window so often without having read all there was, two windows long, is slow.
 const SLOW: u8 = 4;
 
-/// What a round trip takes at least where both ends are at work: both must be given their turns.
-const LEAST_RTT: Duration = Duration::from_micros(500);
+/// What a round trip takes at least where both ends are at work: both must be given their turns. It is what decides on a
+/// line within one machine or room. With less a single stream waits for credit; with more its bytes have left the
+/// cache when they are encrypted, which costs more than waiting does, and keystrokes wait behind them.
+const LEAST_RTT: Duration = Duration::from_micros(250);
+
+/// What a busy stream has at least, unless it began with less: two full frames, so that one is under way while the other
+/// is read.
+const LEAST_SHARE: u32 = 2 * MAX_PAYLOAD as u32;
 
 impl<S: Side> Mux<S> {
     /// The credit a new stream, which is in the table already, starts with: less when there is a crowd, or much is
@@ -88,9 +94,9 @@ impl<S: Side> Mux<S> {
     /// alike, and nobody who came first stays ahead, as long as the budget for growing lasts.
     ///
     /// It grows only if all that had come was read meanwhile. Where that has not happened for long, the reader is what
-    /// holds the stream back, and it goes back towards the start window: by eighths, and as long as an eighth is here to
+    /// holds the stream back, and it goes back towards the least share: by eighths, and as long as an eighth is here to
     /// be read, so that credit goes on and the reader is never left without. Where too much is held in all it halves.
-    /// Below the start window, where a crowd put it, it doubles.
+    /// Below that, where a crowd put it, it doubles.
     fn tune_window(&mut self, now: Instant, id: StreamId) {
         let full = self.share_of_line(now);
         let relaxed = !self.memory().is_shrinking() && self.held <= self.config.held_bytes;
@@ -98,13 +104,14 @@ impl<S: Side> Mux<S> {
         self.bandwidth.count(&mut stream.counted);
         stream.behind = stream.behind.saturating_add(1);
         let (start, window) = (self.config.window, stream.window);
-        let floor = start.min(window);
+        let least = LEAST_SHARE.min(start);
+        let floor = least.min(window);
         let wanted = if !relaxed {
             floor.max(window / 2)
         } else if stream.behind > SLOW && stream.held > window / 8 {
             floor.max(window - window / 8)
-        } else if window < start {
-            start.min(window.saturating_mul(2))
+        } else if window < least {
+            least.min(window.saturating_mul(2))
         } else if stream.behind > 1 {
             window.min(full)
         } else {
@@ -119,7 +126,7 @@ impl<S: Side> Mux<S> {
     }
 
     /// The window with which the streams that are busy fill the line together: three times what it carries in a round
-    /// trip, divided among them, and at least the start window. Credit comes back by half windows, so twice is what it
+    /// trip, divided among them, and at least [`LEAST_SHARE`]. Credit comes back by half windows, so twice is what it
     /// takes when nothing is ever late, and with three times a line of any speed is found in a few samples. What is
     /// beyond that only stands in queues, where keystrokes wait behind it.
     fn share_of_line(&mut self, now: Instant) -> u32 {
@@ -131,7 +138,7 @@ impl<S: Side> Mux<S> {
         let rtt = usual.min(4 * least).max(LEAST_RTT);
         self.bandwidth.sample(now, rtt);
         let share = u32::try_from(self.bandwidth.share_within(3 * rtt)).unwrap_or(u32::MAX);
-        share.clamp(self.config.window, self.config.max_window)
+        share.clamp(LEAST_SHARE.min(self.config.window), self.config.max_window)
     }
 
     /// Too much is held for readers, although windows have shrunk: what the largest hold is given up, until an eighth
