@@ -56,7 +56,7 @@ pub struct Config {
     pub rules_bytes: u64,
     /// How long the peer's hello may take: 10 s.
     pub hello_timeout: Duration,
-    /// Time between pings: 20 s. Shorter finds dead peers sooner and costs wake-ups.
+    /// Time between pings, after eight at the start that measure how far away the peer is: 20 s. Shorter finds dead peers sooner and costs wake-ups.
     pub ping_interval: Duration,
     /// How long a ping may stay without an answer before the peer is dead: 10 s.
     pub ping_timeout: Duration,

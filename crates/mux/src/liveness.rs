@@ -5,9 +5,13 @@ use crate::{Config, PeerError};
 /// A timer that fires this much too late tells of a process that was stopped, not of a silent peer.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Pings at the start, each sent when the one before is answered. One alone may meet a peer that has just been started and
+/// is at something else, and the least of all round trips decides for the life of the tunnel how large windows are.
+const FIRST_PINGS: u64 = 8;
+
 /// Whether the peer is there, and how far away it is.
 ///
-/// A ping each interval; the peer is dead when it has neither answered for the timeout nor sent anything at all
+/// Some pings at the start, then one each interval; the peer is dead when it has neither answered for the timeout nor sent anything at all
 /// within it, or when it has not answered for three times the timeout, whatever it sends.
 #[derive(Debug)]
 pub(crate) struct Liveness {
@@ -64,6 +68,9 @@ impl Liveness {
         let sent = self.asked.as_ref().filter(|_| number == self.number)?.sent?;
         self.asked = None;
         let rtt = now.saturating_duration_since(sent);
+        if self.number < FIRST_PINGS {
+            self.next_ping = now;
+        }
         // RFC 6298 section 2: an eighth of each new value.
         self.smoothed = Some(self.smoothed.map_or(rtt, |smoothed| (smoothed * 7 + rtt) / 8));
         self.least = Some(self.least.map_or(rtt, |least| least.min(rtt)));

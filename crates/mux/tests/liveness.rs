@@ -12,9 +12,9 @@ use crate::raw::{ClientUnderTest, GatewayUnderTest};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[test]
-fn first_ping_leaves_at_once_and_later_ones_at_the_interval() {
+fn first_pings_leave_one_behind_the_other_and_later_ones_at_the_interval() {
     let mut client = ClientUnderTest::ready();
-    client.measure_rtt(Duration::from_millis(30));
+    (0..8).for_each(|_| client.measure_rtt(Duration::from_millis(30)));
     assert_eq!(client.mux.rtt(), Some(Duration::from_millis(30)));
     let due = client.mux.poll_timeout().unwrap();
     assert_eq!(due, client.now + Duration::from_secs(20) - Duration::from_millis(30));
