@@ -172,14 +172,17 @@ pub(crate) struct Decoder {
     partial: Option<Partial>,
     /// What they took on the wire, headers included.
     unfinished: usize,
-    /// What is missing of a frame whose header is known.
+    /// What is missing of a frame whose header is known,
     missing: usize,
+    /// and how much of its payload the mask was taken off: what has come is still in the nearest cache, and a whole
+    /// message is not.
+    plain: usize,
 }
 
 impl Decoder {
     /// For what comes in at this end.
     pub(crate) const fn new(role: Role) -> Self {
-        Self { masked: matches!(role, Role::Server), partial: None, unfinished: 0, missing: 0 }
+        Self { masked: matches!(role, Role::Server), partial: None, unfinished: 0, missing: 0, plain: 0 }
     }
 
     /// How many bytes of the frame under way are still to come, as far as is known.
@@ -192,16 +195,17 @@ impl Decoder {
         self.missing = 0;
         while let Some(head) = Head::decode(src, self.masked)? {
             self.admit(&head)?;
-            let total = head.len + head.payload;
-            if src.len() < total {
-                self.missing = total - src.len();
+            let here = head.payload.min(src.len() - head.len);
+            if let Some(key) = head.mask {
+                apply_mask(&mut src[head.len + self.plain..head.len + here], key_at(key, self.plain));
+            }
+            if here < head.payload {
+                (self.missing, self.plain) = (head.payload - here, here);
                 return Ok(None);
             }
+            self.plain = 0;
             src.advance(head.len);
-            let mut payload = src.split_to(head.payload);
-            if let Some(key) = head.mask {
-                apply_mask(&mut payload, key);
-            }
+            let payload = src.split_to(head.payload);
             if let Some(incoming) = self.take(&head, payload)? {
                 return Ok(Some(incoming));
             }
