@@ -24,8 +24,8 @@ const MAX_DATAGRAM_BYTES: u64 = 1024 * 1024;
 /// Bytes of datagrams that a reader is handed at once.
 const DATAGRAM_BATCH: usize = 16 * 1024;
 
-/// What a reader must have taken before the driver is told, while it has more to read. A quarter of a start window:
-/// often enough that the sender does not run dry, rarely enough that reading costs few wake-ups.
+/// What a reader must have taken before the driver is told, while it has more to read. Half of what a busy
+/// stream has at least: often enough that the sender does not run dry, rarely enough that reading costs few wake-ups.
 const REPORT: u32 = 64 * 1024;
 
 /// The same for a reader that has nothing left. The protocol promises a sender more credit when it has no more than
