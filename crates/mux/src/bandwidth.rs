@@ -9,6 +9,9 @@ const SAMPLE: Duration = Duration::from_millis(10);
 /// of the others larger still.
 const COUNTED: u32 = 4;
 
+/// A first sample that took more than so many times what one must take is mostly silence, and says nothing of the line.
+const SILENCE: u32 = 8;
+
 /// What a tunnel carries, and among how many streams: bytes that their readers have taken, by time.
 ///
 /// A sample that is larger than the estimate replaces it at once; the estimate gives way to smaller ones by an eighth
@@ -55,7 +58,12 @@ impl Bandwidth {
     /// Takes a sample if it is time for one; less than a round trip tells nothing either.
     pub(crate) fn sample(&mut self, now: Instant, rtt: Duration) {
         let took = now.saturating_duration_since(self.next.since);
-        if took < SAMPLE.max(rtt) {
+        let least = SAMPLE.max(rtt);
+        if took < least {
+            return;
+        }
+        if self.per_second == 0 && took > SILENCE * least {
+            (self.next.read, self.next.since) = (0, now);
             return;
         }
         let sample = u128::from(self.next.read) * 1_000_000_000 / took.as_nanos();
@@ -69,11 +77,14 @@ impl Bandwidth {
         }
     }
 
-    /// Bytes that pass in this time, for each stream.
-    pub(crate) fn share_within(&self, time: Duration) -> u64 {
+    /// Bytes that pass in this time, for each stream; `None` as long as nothing is known.
+    pub(crate) fn share_within(&self, time: Duration) -> Option<u64> {
+        if self.per_second == 0 {
+            return None;
+        }
         let bytes = u128::from(self.per_second) * time.as_nanos() / 1_000_000_000;
         let bytes = bytes / u128::from(self.streams.max(self.next.streams).max(1));
-        u64::try_from(bytes).unwrap_or(u64::MAX)
+        Some(u64::try_from(bytes).unwrap_or(u64::MAX))
     }
 }
 
@@ -89,20 +100,32 @@ mod tests {
         let mut line = Bandwidth::new(start);
         line.read(1_000_000);
         line.sample(start + RTT - Duration::from_nanos(1), RTT);
-        assert_eq!(line.share_within(RTT), 0, "less than a round trip is no sample");
+        assert_eq!(line.share_within(RTT), None, "less than a round trip is no sample");
         line.sample(start + RTT, RTT);
-        assert_eq!(line.share_within(RTT), 1_000_000);
+        assert_eq!(line.share_within(RTT), Some(1_000_000));
         for turn in 2..40 {
             line.read(500_000);
             line.sample(start + RTT * turn, RTT);
             if turn == 2 {
-                assert_eq!(line.share_within(RTT), 875_000);
+                assert_eq!(line.share_within(RTT), Some(875_000));
             }
         }
-        assert_eq!(line.share_within(RTT), 500_000);
+        assert_eq!(line.share_within(RTT), Some(500_000));
         line.read(500_000);
         line.sample(start + RTT * 39 + SAMPLE / 2, SAMPLE / 10);
-        assert_eq!(line.share_within(RTT), 500_000, "a burst is no sample either");
+        assert_eq!(line.share_within(RTT), Some(500_000), "a burst is no sample either");
+    }
+
+    #[test]
+    fn silence_before_the_first_bytes_is_no_sample() {
+        let start = Instant::now();
+        let mut line = Bandwidth::new(start);
+        line.read(1_000);
+        line.sample(start + RTT * SILENCE + Duration::from_nanos(1), RTT);
+        assert_eq!(line.share_within(RTT), None);
+        line.read(1_000_000);
+        line.sample(start + RTT * (SILENCE + 2), RTT);
+        assert!(line.share_within(RTT).is_some_and(|share| (500_000..510_000).contains(&share)));
     }
 
     #[test]
@@ -118,7 +141,7 @@ mod tests {
             line.read(400_000);
             line.sample(start + RTT * turn, RTT);
             if turn % (2 * COUNTED) == 0 {
-                assert_eq!(line.share_within(RTT), 400_000 / busy as u64);
+                assert_eq!(line.share_within(RTT), Some(400_000 / busy as u64));
             }
         }
     }

@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How often a peer may do something: a burst, and so many more each second.
 #[derive(Debug)]
@@ -20,7 +20,8 @@ impl Budget {
         if elapsed > 0 {
             let gained = u32::try_from(elapsed).unwrap_or(u32::MAX).saturating_mul(self.per_second);
             self.left = self.left.saturating_add(gained).min(self.burst);
-            self.refilled = now;
+            // What is left of a second counts towards the next one.
+            self.refilled += Duration::from_secs(elapsed);
         }
         match self.left.checked_sub(1) {
             Some(left) => self.left = left,
@@ -32,9 +33,17 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn what_comes_as_often_as_it_may_can_go_on_for_ever() {
+        let mut now = Instant::now();
+        let mut budget = Budget::new(2, 1, now);
+        for turn in 0..100 {
+            now += Duration::from_millis(if turn % 2 == 0 { 900 } else { 1_100 });
+            assert!(budget.take(now), "{turn}");
+        }
+    }
 
     #[test]
     fn burst_then_refill() {

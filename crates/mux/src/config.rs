@@ -50,7 +50,8 @@ pub struct Config {
     /// Frames a peer may send that mean nothing here (extensions, repeated fins and go-aways, pongs nobody asked
     /// for), in a burst; one more is allowed each second: 100.
     pub max_ignored: u32,
-    /// Pings a peer may send in a burst; one more is allowed each second: 20.
+    /// Pings a peer may send in a burst; one more is allowed each second: 20. At least 16, since a tunnel begins with
+    /// eight.
     pub max_pings: u32,
     /// Bytes of one version of a gateway's rules that a client takes: 8 MiB.
     pub rules_bytes: u64,
@@ -100,6 +101,7 @@ impl Config {
         self.max_unanswered = self.max_unanswered.max(1);
         self.quantum = self.quantum.clamp(1024, MAX_PAYLOAD as u32);
         self.max_datagrams = self.max_datagrams.max(1);
+        self.max_pings = self.max_pings.max(16);
         self.ping_interval = self.ping_interval.max(Duration::from_millis(1));
         self.ping_timeout = self.ping_timeout.max(Duration::from_millis(1));
         self

@@ -219,7 +219,7 @@ fn window_that_the_line_does_not_need_is_given_back() {
         line.join();
     }
     line.run(Duration::from_secs(1));
-    assert_eq!(line.client.mux.grown(), 0, "16 start windows fill the line");
+    assert_eq!(line.client.mux.grown(), 0, "a 16th of what fills the line is less than a start window");
 }
 
 #[test]
@@ -232,6 +232,18 @@ fn crowd_on_a_short_line_has_less_than_start_windows_and_the_line_is_full() {
     let passed: u64 = line.run(time).iter().sum();
     assert_eq!(passed, (time.as_nanos() / per_frame.as_nanos()) as u64 * MAX_PAYLOAD as u64);
     assert!(line.windows() <= 16 * 2 * MAX_PAYLOAD as u64, "{}: two frames each", line.windows());
+}
+
+#[test]
+fn tunnel_that_was_silent_starts_as_fast_as_a_new_one() {
+    let start = |silence| {
+        let mut line = Line::new(Duration::from_millis(100), Duration::from_millis(1));
+        line.client.wait(silence);
+        line.join();
+        line.run(Duration::from_millis(600)).iter().sum::<u64>()
+    };
+    let (new, old) = (start(Duration::ZERO), start(Duration::from_secs(15)));
+    assert!(old >= new, "{old} bytes in six round trips, and {new}");
 }
 
 #[test]

@@ -23,6 +23,10 @@ use crate::{Carrier, CarrierError, CloseReason, Config, StreamReset, TunnelError
 /// Messages taken in before the driver looks at what is to be sent.
 const RECEIVED_PER_TURN: usize = 8;
 
+/// So often that much is taken in once nothing can be sent any more: all that a kernel may still hold, and the last words
+/// behind it.
+const LAST_TURNS: usize = 16;
+
 /// The work of one tunnel: owns the carrier and the multiplexer, and ends with the tunnel.
 ///
 /// Spawn it in a tracker that outlives it. Dropping it kills the tunnel: its streams read as reset.
@@ -372,10 +376,14 @@ impl<E: End, C: Carrier> Engine<E, C> {
             Poll::Pending => Ok(Left::Nothing),
             Poll::Ready(Ok(left)) => Ok(left),
             // What the peer said last tells more than that it no longer listens.
-            Poll::Ready(Err(error)) => match self.receive(cx, now) {
-                Err(over) => Err(over),
-                Ok(_) => Err(self.broken(CarrierError::Io(error).into())),
-            },
+            Poll::Ready(Err(error)) => {
+                for _ in 0..LAST_TURNS {
+                    if self.receive(cx, now)? == Left::Nothing {
+                        break;
+                    }
+                }
+                Err(self.broken(CarrierError::Io(error).into()))
+            }
         }
     }
 

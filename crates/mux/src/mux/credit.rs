@@ -18,7 +18,7 @@ const SLOW: u8 = 4;
 /// cache when they are encrypted, which costs more than waiting does, and keystrokes wait behind them.
 const LEAST_RTT: Duration = Duration::from_micros(250);
 
-/// What a busy stream has at least, unless it began with less: two full frames, so that one is under way while the other
+/// What a busy stream has at least, where streams do not start with less: two full frames, so that one is under way while the other
 /// is read.
 const LEAST_SHARE: u32 = 2 * MAX_PAYLOAD as u32;
 
@@ -137,8 +137,10 @@ impl<S: Side> Mux<S> {
         // that windows make.
         let rtt = usual.min(4 * least).max(LEAST_RTT);
         self.bandwidth.sample(now, rtt);
-        let share = u32::try_from(self.bandwidth.share_within(3 * rtt)).unwrap_or(u32::MAX);
-        share.clamp(LEAST_SHARE.min(self.config.window), self.config.max_window)
+        let Some(share) = self.bandwidth.share_within(3 * rtt) else { return self.config.window };
+        u32::try_from(share)
+            .unwrap_or(u32::MAX)
+            .clamp(LEAST_SHARE.min(self.config.window), self.config.max_window)
     }
 
     /// Too much is held for readers, although windows have shrunk: what the largest hold is given up, until an eighth
