@@ -5,8 +5,8 @@
 //! change caches. So here tasks stay where they were put:
 //!
 //! - a tunnel goes to the thread that has the fewest;
-//! - a user goes to a thread that has a tunnel, for that is likely to be the one they will use. While all of those
-//!   are busy, they go to whichever is least so: a hand-over costs less than waiting for a turn.
+//! - a user goes to a thread that has a tunnel, for that is likely to be the one they will use. While that
+//!   is busy, they go to whichever is least so: a hand-over costs less than waiting for a turn.
 //!
 //! Who sits where changes what things cost, never what they do: streams are handles that work from any thread.
 //!

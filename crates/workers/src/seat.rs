@@ -64,8 +64,8 @@ impl Workers {
         Seats { workers: self.clone(), kind: Kind::Tunnel }
     }
 
-    /// Seats for users: each beside tunnels, where the fewest users are; or, while all of those threads are busy,
-    /// where it is least so.
+    /// Seats for users: each beside tunnels, where the fewest users are; or, while that thread is busy, on whichever
+    /// is least so.
     #[must_use]
     pub fn users(&self) -> Seats {
         Seats { workers: self.clone(), kind: Kind::User }
