@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyproxy_workers::{Pulse, Workers};
-use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
@@ -23,9 +22,7 @@ where
     Fut: Future<Output = Result<(), Failure>>,
 {
     keep_memory();
-    let mut builder = Builder::new_current_thread();
-    let pulse = Pulse::of(builder.enable_all());
-    let runtime = builder.build().map_err(|error| Failure::of("runtime", error))?;
+    let (runtime, pulse) = Pulse::runtime().map_err(|error| Failure::of("runtime", error))?;
     let ended: Result<_, Failure> = runtime.block_on(async {
         let (workers, crew) =
             Workers::start(threads(), pulse).map_err(|error| Failure::of("threads", error))?;

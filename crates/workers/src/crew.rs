@@ -3,7 +3,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder as ThreadBuilder, JoinHandle};
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::Pulse;
@@ -53,10 +53,8 @@ impl Crew {
 
 /// What a thread does: runs its tasks until it is told to stop.
 fn work(started: &SyncSender<io::Result<(Handle, Pulse)>>, stopped: oneshot::Receiver<Duration>) {
-    let mut builder = Builder::new_current_thread();
-    let pulse = Pulse::of(builder.enable_all());
-    let runtime: Runtime = match builder.build() {
-        Ok(runtime) => runtime,
+    let (runtime, pulse) = match Pulse::runtime() {
+        Ok(watched) => watched,
         Err(error) => {
             let _ = started.send(Err(error));
             return;

@@ -5,8 +5,8 @@
 //! change caches. So here tasks stay where they were put:
 //!
 //! - a tunnel goes to the thread that has the fewest;
-//! - a user goes to a thread that has a tunnel, for that is likely to be the one they will use. While that
-//!   is busy, they go to whichever is least so: a hand-over costs less than waiting for a turn.
+//! - a user goes to a thread that has a tunnel, for that is likely to be the one they will use. While that is
+//!   busy, they go to whichever is least so: a hand-over costs less than waiting for a turn.
 //!
 //! Who sits where changes what things cost, never what they do: streams are handles that work from any thread.
 //!
@@ -14,9 +14,8 @@
 //! use anyproxy_workers::{Pulse, Workers};
 //!
 //! # fn main() -> std::io::Result<()> {
-//! let mut builder = tokio::runtime::Builder::new_current_thread();
-//! let pulse = Pulse::of(builder.enable_all());
-//! builder.build()?.block_on(async {
+//! let (runtime, pulse) = Pulse::runtime()?;
+//! runtime.block_on(async {
 //!     let (workers, crew) = Workers::start(2, pulse)?;
 //!     let tunnel = workers.tunnels().take();
 //!     let user = workers.users().take();

@@ -1,7 +1,8 @@
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 
 /// In this time what a thread did counts for half. Long enough that one long turn does not make a thread busy, short
 /// enough that what ended before the newcomer came does not.
@@ -20,13 +21,20 @@ const BUSY: u32 = 90;
 pub struct Pulse(Arc<Mutex<Beat>>);
 
 impl Pulse {
-    /// Watches the runtime that `builder` will build, which should be of the `current_thread` flavour. It takes the
-    /// hooks [`on_thread_park`](Builder::on_thread_park) and [`on_thread_unpark`](Builder::on_thread_unpark).
-    pub fn of(builder: &mut Builder) -> Self {
+    /// A runtime of the `current_thread` flavour, with IO and time, and the pulse of the thread that will run it.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no more descriptors for it.
+    pub fn runtime() -> io::Result<(Runtime, Self)> {
         let pulse = Self::still();
         let (rests, works) = (pulse.clone(), pulse.clone());
-        builder.on_thread_park(move || rests.turn(false)).on_thread_unpark(move || works.turn(true));
-        pulse
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .on_thread_park(move || rests.turn(false))
+            .on_thread_unpark(move || works.turn(true))
+            .build()?;
+        Ok((runtime, pulse))
     }
 
     /// That of a thread nobody watches, which counts as idle.
@@ -115,8 +123,8 @@ mod tests {
         assert!(share(&[(false, 60_000), (true, 300)]) > 0.98);
     }
 
-    #[tokio::test]
-    async fn nobody_watched_is_nobody_busy() {
+    #[test]
+    fn nobody_watched_is_nobody_busy() {
         assert_eq!(Pulse::still().percent(), 0);
     }
 }

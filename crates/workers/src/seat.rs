@@ -253,9 +253,8 @@ mod tests {
 
     #[test]
     fn a_thread_without_a_moment_left_gets_no_more_users_until_it_has() {
-        let mut builder = tokio::runtime::Builder::new_current_thread();
-        let pulse = Pulse::of(builder.enable_all());
-        builder.build().unwrap().block_on(async {
+        let (runtime, pulse) = Pulse::runtime().unwrap();
+        runtime.block_on(async {
             let (workers, _crew) = Workers::start(2, pulse).unwrap();
             let tunnel = workers.tunnels().take();
             // A moment without work, from which on it is watched, and then a task that does not let go. What is
