@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use anyproxy_frame::{MAX_PAYLOAD, MAX_WINDOW, MIN_WINDOW, START_WINDOW};
 
+use crate::liveness::FIRST_PINGS;
+
 /// What a multiplexer may spend and how patient it is.
 ///
 /// Every limit that a peer can run into is here. Values outside their range are brought back into it when a
@@ -57,7 +59,8 @@ pub struct Config {
     pub rules_bytes: u64,
     /// How long the peer's hello may take: 10 s.
     pub hello_timeout: Duration,
-    /// Time between pings, after eight at the start that measure how far away the peer is: 20 s. Shorter finds dead peers sooner and costs wake-ups.
+    /// Time between pings, after eight at the start that measure how far away the peer is: 20 s. Shorter finds dead
+    /// peers sooner and costs wake-ups.
     pub ping_interval: Duration,
     /// How long a ping may stay without an answer before the peer is dead: 10 s.
     pub ping_timeout: Duration,
@@ -101,7 +104,7 @@ impl Config {
         self.max_unanswered = self.max_unanswered.max(1);
         self.quantum = self.quantum.clamp(1024, MAX_PAYLOAD as u32);
         self.max_datagrams = self.max_datagrams.max(1);
-        self.max_pings = self.max_pings.max(16);
+        self.max_pings = self.max_pings.max(2 * FIRST_PINGS);
         self.ping_interval = self.ping_interval.max(Duration::from_millis(1));
         self.ping_timeout = self.ping_timeout.max(Duration::from_millis(1));
         self

@@ -7,12 +7,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Pings at the start, each sent when the one before is answered. One alone may meet a peer that has just been started and
 /// is at something else, and the least of all round trips decides for the life of the tunnel how large windows are.
-const FIRST_PINGS: u64 = 8;
+pub(crate) const FIRST_PINGS: u32 = 8;
 
 /// Whether the peer is there, and how far away it is.
 ///
-/// Some pings at the start, then one each interval; the peer is dead when it has neither answered for the timeout nor sent anything at all
-/// within it, or when it has not answered for three times the timeout, whatever it sends.
+/// Some pings at the start, then one each interval; the peer is dead when it has neither answered for the timeout nor
+/// sent anything at all within it, or when it has not answered for three times the timeout, whatever it sends.
 #[derive(Debug)]
 pub(crate) struct Liveness {
     interval: Duration,
@@ -68,7 +68,7 @@ impl Liveness {
         let sent = self.asked.as_ref().filter(|_| number == self.number)?.sent?;
         self.asked = None;
         let rtt = now.saturating_duration_since(sent);
-        if self.number < FIRST_PINGS {
+        if self.number < FIRST_PINGS.into() {
             self.next_ping = now;
         }
         // RFC 6298 section 2: an eighth of each new value.

@@ -27,6 +27,15 @@ fn first_pings_leave_one_behind_the_other_and_later_ones_at_the_interval() {
 }
 
 #[test]
+fn pings_of_a_beginning_are_taken_however_few_are_allowed() {
+    let mut client = ClientUnderTest::with(Config { max_pings: 0, ..Config::default() });
+    for number in 1..=16 {
+        client.hear(ToClient::Ping(number)).unwrap();
+    }
+    assert!(client.hear(ToClient::Ping(17)).is_err());
+}
+
+#[test]
 fn f3_silent_peer_is_dead_after_the_timeout() {
     let mut client = asked();
     assert_eq!(client.mux.poll_timeout(), Some(client.now + TIMEOUT));

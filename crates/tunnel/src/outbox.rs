@@ -78,60 +78,38 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::future::poll_fn;
+    use std::io::Cursor;
+
+    use tokio::io::{AsyncReadExt as _, duplex};
 
     use super::*;
 
-    /// Takes so many bytes a call and no more.
-    struct Narrow(usize, Vec<u8>);
-
-    impl AsyncWrite for Narrow {
-        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-            self.poll_write_vectored(cx, &[IoSlice::new(buf)])
-        }
-
-        fn poll_write_vectored(
-            mut self: Pin<&mut Self>,
-            _cx: &mut Context<'_>,
-            bufs: &[IoSlice<'_>],
-        ) -> Poll<io::Result<usize>> {
-            let before = self.1.len();
-            let taken: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).take(self.0).collect();
-            self.1.extend(taken);
-            Poll::Ready(Ok(self.1.len() - before))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    #[test]
-    fn all_leaves_in_order_however_little_is_taken_at_once() {
-        let mut cx = Context::from_waker(Waker::noop());
+    #[tokio::test]
+    async fn all_leaves_in_order_however_little_is_taken_at_once() {
         for narrow in [1, 7, 5_000, 100_000] {
-            let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
-            let mut io = Narrow(narrow, Vec::new());
-            for (number, length) in
-                [3, COPIED_BELOW, 10, 2 * COPIED_BELOW, 1, 0, COPIED_BELOW].into_iter().enumerate()
-            {
+            let (mut near, mut far) = duplex(narrow);
+            let received = tokio::spawn(async move {
+                let mut received = Vec::new();
+                far.read_to_end(&mut received).await.map(|_| received)
+            });
+            let (mut outbox, mut expected, mut written) = (Outbox::default(), Vec::new(), 0);
+            let lengths = [3, COPIED_BELOW, 10, 2 * COPIED_BELOW, 1, 0, COPIED_BELOW];
+            for (number, length) in lengths.into_iter().enumerate() {
                 let piece = Bytes::from(vec![number as u8; length]);
                 outbox.block().extend_from_slice(b"head");
                 outbox.push(&piece);
                 expected.extend_from_slice(b"head");
                 expected.extend_from_slice(&piece);
                 // Between the pieces too, so that blocks are appended to what was cut.
-                assert!(outbox.poll_write(&mut cx, &mut io).is_ready());
-                assert_eq!(io.1.len() + outbox.len(), expected.len());
+                written += poll_fn(|cx| outbox.poll_write(cx, &mut near)).await.unwrap();
+                assert_eq!(written + outbox.len(), expected.len());
             }
             while outbox.len() > 0 {
-                assert!(outbox.poll_write(&mut cx, &mut io).is_ready());
+                poll_fn(|cx| outbox.poll_write(cx, &mut near)).await.unwrap();
             }
-            assert!(io.1 == expected, "{narrow} at once");
+            drop(near);
+            assert!(received.await.unwrap().unwrap() == expected, "{narrow} at once");
         }
     }
 
@@ -143,11 +121,12 @@ mod tests {
         assert_eq!(outbox.pieces.chunk().as_ptr(), piece.as_ptr());
     }
 
-    #[test]
-    fn connection_that_takes_nothing_has_failed() {
+    #[tokio::test]
+    async fn connection_that_takes_nothing_has_failed() {
         let mut outbox = Outbox::default();
         outbox.block().extend_from_slice(b"head");
-        let written = outbox.poll_write(&mut Context::from_waker(Waker::noop()), Narrow(0, Vec::new()));
-        assert!(matches!(written, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::WriteZero));
+        let mut full = Cursor::new(&mut [][..]);
+        let error = poll_fn(|cx| outbox.poll_write(cx, &mut full)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WriteZero);
     }
 }

@@ -18,8 +18,8 @@ const SLOW: u8 = 4;
 /// cache when they are encrypted, which costs more than waiting does, and keystrokes wait behind them.
 const LEAST_RTT: Duration = Duration::from_micros(250);
 
-/// What a busy stream has at least, where streams do not start with less: two full frames, so that one is under way while the other
-/// is read.
+/// What a busy stream has at least, where streams do not start with less: two full frames, so that one is under way while
+/// the other is read.
 const LEAST_SHARE: u32 = 2 * MAX_PAYLOAD as u32;
 
 impl<S: Side> Mux<S> {
@@ -100,11 +100,11 @@ impl<S: Side> Mux<S> {
     fn tune_window(&mut self, now: Instant, id: StreamId) {
         let full = self.share_of_line(now);
         let relaxed = !self.memory().is_shrinking() && self.held <= self.config.held_bytes;
+        let least = self.least_share();
         let Some(stream) = self.streams.get_mut(id) else { return };
         self.bandwidth.count(&mut stream.counted);
         stream.behind = stream.behind.saturating_add(1);
         let (start, window) = (self.config.window, stream.window);
-        let least = LEAST_SHARE.min(start);
         let floor = least.min(window);
         let wanted = if !relaxed {
             floor.max(window / 2)
@@ -138,9 +138,11 @@ impl<S: Side> Mux<S> {
         let rtt = usual.min(4 * least).max(LEAST_RTT);
         self.bandwidth.sample(now, rtt);
         let Some(share) = self.bandwidth.share_within(3 * rtt) else { return self.config.window };
-        u32::try_from(share)
-            .unwrap_or(u32::MAX)
-            .clamp(LEAST_SHARE.min(self.config.window), self.config.max_window)
+        u32::try_from(share).unwrap_or(u32::MAX).clamp(self.least_share(), self.config.max_window)
+    }
+
+    fn least_share(&self) -> u32 {
+        LEAST_SHARE.min(self.config.window)
     }
 
     /// Too much is held for readers, although windows have shrunk: what the largest hold is given up, until an eighth
