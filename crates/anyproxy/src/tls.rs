@@ -19,7 +19,9 @@ pub(crate) fn server(
     client_ca: Option<&str>,
     alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, Failure> {
-    let builder = ServerConfig::builder();
+    let builder = ServerConfig::builder_with_provider(anyproxy_tls::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Failure::of("TLS", error))?;
     let builder = match client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
@@ -27,7 +29,9 @@ pub(crate) fn server(
             for authority in certificates(path)? {
                 roots.add(authority).map_err(|error| Failure::of(path, error))?;
             }
-            let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), anyproxy_tls::provider())
+                    .build();
             builder.with_client_cert_verifier(verifier.map_err(|error| Failure::of(path, error))?)
         }
     };

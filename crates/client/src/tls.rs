@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -59,7 +58,7 @@ impl ClientTls {
         if roots.is_empty() {
             return Err(TlsError::NothingToTrust);
         }
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let provider = anyproxy_tls::provider();
         let by_chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|_| TlsError::NothingToTrust)?;
@@ -254,12 +253,14 @@ mod tests {
         /// client says, the gateway has received nothing of it otherwise.
         async fn meets(&self, anchor: &CertificateDer<'static>, name: &str) -> Result<(), CertificateError> {
             let key = PrivateKeyDer::try_from(self.key.serialize_der()).unwrap();
-            let server = rustls::ServerConfig::builder_with_provider(aws_lc_rs::default_provider().into())
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(vec![self.certificate.clone()], key)
-                .unwrap();
+            let server = rustls::ServerConfig::builder_with_provider(
+                rustls::crypto::aws_lc_rs::default_provider().into(),
+            )
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![self.certificate.clone()], key)
+            .unwrap();
             let client = ClientTls::new(vec![anchor.clone()], None).unwrap();
             let (near, far) = tokio::io::duplex(64 * 1024);
             let gateway = tokio::spawn(async move {

@@ -35,7 +35,9 @@ impl Tls {
         }
         let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<_, _>>().map_err(invalid)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(invalid)?;
-        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
+        let config = ServerConfig::builder_with_provider(anyproxy_tls::provider())
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
         Ok(Self::new(Arc::new(config.map_err(invalid)?)))
     }
 

@@ -1,0 +1,42 @@
+//! AnyProxy's TLS: rustls, on aws-lc-rs, with the AES-GCM that is fastest on the machine.
+//!
+//! Half of what a tunnel at full speed costs beside the kernel is AES-GCM. aws-lc has vector instructions for it where a
+//! CPU has AVX-512, and falls back to half of that speed where it has not, even if it could work on two blocks at once
+//! (VAES with AVX2: AMD from Zen 3 on, Intel from Alder Lake on). For those ring has an implementation. So [`provider`]
+//! asks the CPU once, and takes the cipher, and nothing else, from ring where that is faster; key exchange
+//! (X25519MLKEM768 first), signatures, hashes and TLS 1.2 stay with aws-lc-rs everywhere.
+//!
+//! ```
+//! use rustls::{ClientConfig, RootCertStore};
+//!
+//! # fn main() -> Result<(), rustls::Error> {
+//! let config = ClientConfig::builder_with_provider(anyproxy_tls::provider())
+//!     .with_safe_default_protocol_versions()?
+//!     .with_root_certificates(RootCertStore::empty())
+//!     .with_no_client_auth();
+//! # Ok(())
+//! # }
+//! ```
+
+#[cfg(target_arch = "x86_64")]
+mod gcm;
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+/// What to build rustls' settings with: TLS 1.3 and 1.2, their cipher suites in rustls' own order.
+///
+/// Made once in a process, from what its CPU can do.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = aws_lc_rs::default_provider();
+        #[cfg(target_arch = "x86_64")]
+        if gcm::is_faster() {
+            gcm::replace(&mut provider.cipher_suites);
+        }
+        Arc::new(provider)
+    });
+    PROVIDER.clone()
+}
