@@ -16,12 +16,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
-/// Reads and writes each way may do in one poll before other streams get their turn: about a megabyte of bulk.
+/// Reads and writes each way may do in one poll before other streams get their turn: half a megabyte of bulk.
 const TURNS: usize = 8;
 /// Chunks written to a target at once; where streams take turns they are of 16 KiB.
 const CHUNKS: usize = 16;
-/// The most that is read from a target at once: two full frames. Larger reads save no system calls worth the memory.
-const READ: usize = 128 * 1024;
+/// The most that is read from a target at once: a full frame, so that it leaves in the memory it was read into, masked
+/// there. Larger reads save fewer system calls than they cost in bytes that have left the nearest caches.
+const READ: usize = 64 * 1024;
 
 /// How long a relay may stand still; `None` = for ever.
 #[derive(Clone, Copy, Debug)]

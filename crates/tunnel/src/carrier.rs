@@ -17,13 +17,13 @@ pub trait Carrier: Send + Unpin + 'static {
     /// more urgent frames can no longer overtake.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// Takes one message, of at most [`MAX_MESSAGE`](anyproxy_mux::frame::MAX_MESSAGE) bytes: these pieces, joined.
-    /// It comes in pieces so that bulk is copied once, to where it leaves from.
+    /// Takes one message, of at most [`MAX_MESSAGE`](anyproxy_mux::frame::MAX_MESSAGE) bytes: these pieces, joined, and
+    /// leaves none of them. It comes in pieces so that bulk is copied once, to where it leaves from.
     ///
     /// # Errors
     ///
     /// That of the connection; the carrier is over then.
-    fn start_send(&mut self, message: &[Bytes]) -> io::Result<()>;
+    fn start_send(&mut self, message: &mut Vec<Bytes>) -> io::Result<()>;
 
     /// Passes all that was taken to the connection.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;

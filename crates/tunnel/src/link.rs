@@ -99,8 +99,7 @@ impl<S: Side, C: Carrier> Link<S, C> {
             }
             sent += self.message.length;
             self.flushing = true;
-            self.carrier.start_send(self.message.pieces())?;
-            self.message.clear();
+            self.carrier.start_send(self.message.finish())?;
             if sent >= SENT_PER_TURN {
                 left = Left::More;
             }
@@ -173,7 +172,7 @@ impl<S: Side, C: Carrier> Link<S, C> {
             poll_fn(|cx| self.carrier.poll_ready(cx)).await?;
             if let Some(frame) = self.mux.poll_transmit(now()) {
                 self.message.push(frame);
-                self.carrier.start_send(self.message.pieces())?;
+                self.carrier.start_send(self.message.finish())?;
             }
             poll_fn(|cx| self.carrier.poll_flush(cx)).await?;
             poll_fn(|cx| self.carrier.poll_close(cx, code, reason)).await
@@ -208,16 +207,12 @@ impl Message {
         }
     }
 
-    /// All of it. Nothing more is to be pushed before it is cleared.
-    fn pieces(&mut self) -> &[Bytes] {
+    /// All of it, to be taken out before more is pushed.
+    fn finish(&mut self) -> &mut Vec<Bytes> {
         if !self.block.is_empty() {
             self.pieces.push(self.block.split().freeze());
         }
-        &self.pieces
-    }
-
-    fn clear(&mut self) {
-        self.pieces.clear();
         self.length = 0;
+        &mut self.pieces
     }
 }

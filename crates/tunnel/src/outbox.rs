@@ -10,8 +10,8 @@ use tokio::io::AsyncWrite;
 /// Pieces that are written at once.
 const SLICES: usize = 64;
 
-/// Frames that were not written yet: what is short or masked in one block, what is long as the pieces it came in, so that
-/// it is copied where it is encrypted and nowhere else.
+/// Frames that were not written yet: what is short in one block, what is long as the pieces it came in, so that it is copied
+/// where it is encrypted and nowhere else.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     pieces: Chunks,
@@ -31,12 +31,12 @@ impl Outbox {
     }
 
     /// Appends a piece, without a copy if it is long.
-    pub(crate) fn push(&mut self, piece: &Bytes) {
+    pub(crate) fn push(&mut self, piece: Bytes) {
         if piece.len() < COPIED_BELOW {
-            self.block.extend_from_slice(piece);
+            self.block.extend_from_slice(&piece);
         } else {
             self.close_block();
-            self.pieces.push(piece.clone());
+            self.pieces.push(piece);
         }
     }
 
@@ -98,7 +98,7 @@ mod tests {
             for (number, length) in lengths.into_iter().enumerate() {
                 let piece = Bytes::from(vec![number as u8; length]);
                 outbox.block().extend_from_slice(b"head");
-                outbox.push(&piece);
+                outbox.push(piece.clone());
                 expected.extend_from_slice(b"head");
                 expected.extend_from_slice(&piece);
                 // Between the pieces too, so that blocks are appended to what was cut.
@@ -117,7 +117,7 @@ mod tests {
     fn long_piece_is_not_copied() {
         let piece = Bytes::from(vec![7; COPIED_BELOW]);
         let mut outbox = Outbox::default();
-        outbox.push(&piece);
+        outbox.push(piece.clone());
         assert_eq!(outbox.pieces.chunk().as_ptr(), piece.as_ptr());
     }
 

@@ -5,7 +5,7 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 
-use anyproxy_mux::frame::MAX_MESSAGE;
+use anyproxy_mux::frame::{COPIED_BELOW, MAX_MESSAGE};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use crate::outbox::Outbox;
@@ -150,6 +150,18 @@ fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     }
 }
 
+/// Appends a copy, masked if there is a key.
+fn copy_masked(piece: &[u8], key: Option<[u8; 4]>, dst: &mut BytesMut) {
+    for block in piece.chunks(STRIDE) {
+        let at = dst.len();
+        dst.extend_from_slice(block);
+        if let Some(key) = key {
+            // A stride is of whole keys.
+            apply_mask(&mut dst[at..], key);
+        }
+    }
+}
+
 /// The key for what lies so many bytes behind the start of the payload.
 const fn key_at(key: [u8; 4], offset: usize) -> [u8; 4] {
     u32::from_be_bytes(key).rotate_left(8 * (offset % 4) as u32).to_be_bytes()
@@ -289,13 +301,30 @@ impl Encoder {
         self.encode_pieces(opcode, &[payload], dst);
     }
 
-    /// Appends a binary message in pieces. What is not masked is not copied, if it is long.
-    pub(crate) fn encode_message(&mut self, pieces: &[Bytes], dst: &mut Outbox) {
-        if self.masks.is_some() {
-            self.encode_pieces(Opcode::Binary, pieces, dst.block());
-        } else {
-            self.encode_head(Opcode::Binary, pieces.iter().map(Bytes::len).sum(), dst.block());
-            pieces.iter().for_each(|piece| dst.push(piece));
+    /// Appends a binary message, and takes the pieces it is made of. Long ones are not copied: they are masked where they
+    /// lie, if nobody else has a part of what they lie in.
+    pub(crate) fn encode_message(&mut self, pieces: &mut Vec<Bytes>, dst: &mut Outbox) {
+        let length = pieces.iter().map(Bytes::len).sum();
+        let key = self.encode_head(Opcode::Binary, length, dst.block());
+        let mut offset = 0;
+        for mut piece in pieces.drain(..) {
+            let key = key.map(|key| key_at(key, offset));
+            offset += piece.len();
+            if let Some(key) = key {
+                if piece.len() >= COPIED_BELOW {
+                    piece = match piece.try_into_mut() {
+                        Ok(mut own) => {
+                            apply_mask(&mut own, key);
+                            dst.push(own.freeze());
+                            continue;
+                        }
+                        Err(shared) => shared,
+                    };
+                }
+                copy_masked(&piece, Some(key), dst.block());
+            } else {
+                dst.push(piece);
+            }
         }
     }
 
@@ -305,12 +334,8 @@ impl Encoder {
         dst.reserve(MAX_HEAD + length);
         let key = self.encode_head(opcode, length, dst);
         let start = dst.len();
-        for block in pieces.iter().flat_map(|piece| piece.as_ref().chunks(STRIDE)) {
-            let at = dst.len();
-            dst.extend_from_slice(block);
-            if let Some(key) = key {
-                apply_mask(&mut dst[at..], key_at(key, at - start));
-            }
+        for piece in pieces {
+            copy_masked(piece.as_ref(), key.map(|key| key_at(key, dst.len() - start)), dst);
         }
     }
 
@@ -429,6 +454,44 @@ mod tests {
                 assert!(decode(there, &bytes, step).as_ref() == Ok(&said), "{step}");
             }
         }
+    }
+
+    /// Pieces that somebody else has a part of beside those that nobody has, short ones, and lengths that are no multiple
+    /// of a mask's.
+    #[tokio::test]
+    async fn a_message_in_pieces_is_heard_whole_and_changes_nothing_that_others_hold() {
+        for (here, there) in [(Role::Client, Role::Server), (Role::Server, Role::Client)] {
+            let shared = Bytes::from(vec![7; 2 * COPIED_BELOW + 3]);
+            let own = |byte, length| Bytes::from(vec![byte; length]);
+            let mut pieces = vec![
+                own(1, 3),
+                own(2, COPIED_BELOW + 1),
+                shared.slice(..COPIED_BELOW + 2),
+                own(3, COPIED_BELOW - 1),
+                own(4, 9 * COPIED_BELOW),
+                own(5, 1),
+            ];
+            let said: Bytes = pieces.iter().flatten().copied().collect();
+            let (mut encoder, mut outbox) = (Encoder::new(here), Outbox::default());
+            encoder.encode_message(&mut pieces, &mut outbox);
+            assert!(pieces.is_empty());
+            let mut wire = Vec::new();
+            while outbox.len() > 0 {
+                std::future::poll_fn(|cx| outbox.poll_write(cx, &mut wire)).await.unwrap();
+            }
+            assert!(decode(there, &wire, 4096) == Ok(vec![Incoming::Binary(said)]), "{here:?}");
+            assert!(shared.iter().all(|byte| *byte == 7), "somebody else holds it");
+        }
+    }
+
+    #[test]
+    fn a_long_piece_that_nobody_else_has_is_masked_where_it_lies() {
+        let mut outbox = Outbox::default();
+        Encoder::new(Role::Client).encode_message(&mut vec![vec![1; COPIED_BELOW].into()], &mut outbox);
+        assert!(outbox.block().is_empty(), "the copy of it");
+        let shared = Bytes::from(vec![1; COPIED_BELOW]);
+        Encoder::new(Role::Client).encode_message(&mut vec![shared.clone()], &mut outbox);
+        assert_eq!(outbox.block().len(), 8 + shared.len());
     }
 
     #[test]

@@ -252,7 +252,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Carrier for WebSocket<
         self.poll_write(cx, self.batch)
     }
 
-    fn start_send(&mut self, message: &[Bytes]) -> io::Result<()> {
+    fn start_send(&mut self, message: &mut Vec<Bytes>) -> io::Result<()> {
         if self.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -449,18 +449,18 @@ mod tests {
         let (near, _far) = duplex(1024 * 1024);
         let mut socket = WebSocket::server(near);
         let mut cx = Context::from_waker(Waker::noop());
-        let message = [Bytes::from(vec![0; BATCH.0])];
+        let message = || vec![Bytes::from(vec![0; BATCH.0])];
         for batch in [BATCH.0, 2 * BATCH.0, BATCH.1] {
             assert_eq!(socket.batch, batch);
             while socket.written + socket.outbox.len() < batch {
                 assert!(socket.poll_ready(&mut cx).is_ready());
-                socket.start_send(&message).unwrap();
+                socket.start_send(&mut message()).unwrap();
             }
             assert!(Carrier::poll_flush(&mut socket, &mut cx).is_ready());
         }
         assert_eq!(socket.batch, BATCH.1, "and no further");
         while socket.poll_ready(&mut cx).is_ready() {
-            socket.start_send(&message).unwrap();
+            socket.start_send(&mut message()).unwrap();
         }
         assert_eq!(socket.batch, BATCH.0);
     }

@@ -216,10 +216,11 @@ async fn the_longest_message_passes() {
     let (near, far) = duplex(1000);
     let (mut sender, mut receiver) = (WebSocket::client(far), WebSocket::server(near));
     let sent = Bytes::from(support::pattern(MAX_MESSAGE, 1));
-    let message = [sent.slice(..5), sent.slice(5..70_000), sent.slice(70_000..)];
+    let mut message = vec![sent.slice(..5), sent.slice(5..70_000), sent.slice(70_000..)];
     let sending = tokio::spawn(async move {
         poll_fn(|cx| sender.poll_ready(cx)).await.unwrap();
-        sender.start_send(&message).unwrap();
+        sender.start_send(&mut message).unwrap();
+        assert!(message.is_empty());
         poll_fn(|cx| sender.poll_flush(cx)).await.unwrap();
         sender
     });
