@@ -6,83 +6,98 @@ use bytes::{Buf, Bytes, BytesMut};
 /// The smallest block that short pieces are joined in, and the largest.
 const BLOCK: (usize, usize) = (512, 2 * COPIED_BELOW);
 
-/// A queue of bytes that costs about what it holds, and nothing when it is empty.
+/// A queue of bytes that costs about what it holds, and one pointer when it is empty: a stream has four of them at each
+/// end, and most streams are idle.
 ///
 /// Pieces of [`COPIED_BELOW`] bytes or more stay the slices they are. Shorter ones that have to wait behind others are
 /// joined in blocks, so that a peer who sends single bytes to somebody who does not read costs single bytes.
 #[derive(Debug, Default)]
-pub struct Chunks {
-    /// Empty only if everything is, so that one waiting piece needs no further memory.
-    head: Bytes,
-    rest: Option<Box<Rest>>,
-    len: usize,
-}
+pub struct Chunks(Option<Box<Queue>>);
 
-/// What waits behind the head: pieces, then the block that grows.
+/// What waits: a piece, others, then the block that grows.
 #[derive(Debug, Default)]
-struct Rest {
+struct Queue {
+    /// Never empty.
+    head: Bytes,
     pieces: VecDeque<Bytes>,
     block: BytesMut,
+    len: usize,
 }
 
 impl Chunks {
     /// An empty queue.
     pub const fn new() -> Self {
-        Self { head: Bytes::new(), rest: None, len: 0 }
+        Self(None)
     }
 
     /// How many bytes wait.
     pub fn len(&self) -> usize {
-        self.len
+        self.0.as_ref().map_or(0, |queue| queue.len)
     }
 
     /// Whether none do.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.is_none()
     }
 
     /// Appends a piece whose memory is its own.
     pub fn push(&mut self, data: Bytes) {
-        self.len += data.len();
-        if self.head.is_empty() {
-            self.head = data;
-        } else if !data.is_empty() {
-            self.rest.get_or_insert_default().push(data);
+        match &mut self.0 {
+            _ if data.is_empty() => {}
+            Some(queue) => queue.push(data),
+            None => self.0 = Some(Box::new(Queue { len: data.len(), head: data, ..Queue::default() })),
         }
     }
 
     /// Appends a slice of a received message. A short one is copied even where it need not wait behind others, for
     /// it would keep the whole message alive.
     pub fn push_received(&mut self, data: Bytes) {
-        if data.len() < COPIED_BELOW && self.head.is_empty() {
+        if data.len() < COPIED_BELOW && self.is_empty() {
             self.push(Bytes::copy_from_slice(&data));
         } else {
             self.push(data);
         }
     }
 
-    /// Takes the first piece, or as much of it as `max` allows; empty only if the queue is.
-    pub fn pop(&mut self, max: usize) -> Bytes {
-        let taken = if self.head.len() <= max { self.pop_head() } else { self.head.split_to(max) };
-        self.len -= taken.len();
-        taken
+    /// Appends all that waits in `other`.
+    pub fn append(&mut self, mut other: Self) {
+        if self.is_empty() {
+            *self = other;
+        } else {
+            while !other.is_empty() {
+                self.push(other.pop(usize::MAX));
+            }
+        }
     }
 
-    /// Takes the head and puts the next piece into its place.
-    fn pop_head(&mut self) -> Bytes {
-        let next = match &mut self.rest {
-            Some(rest) => rest.pop(),
-            None => Bytes::new(),
-        };
-        if next.is_empty() {
-            self.rest = None;
+    /// Takes the first piece, or as much of it as `max` allows; empty only if the queue is.
+    pub fn pop(&mut self, max: usize) -> Bytes {
+        let Some(queue) = &mut self.0 else { return Bytes::new() };
+        if queue.head.len() > max {
+            queue.len -= max;
+            return queue.head.split_to(max);
         }
-        mem::replace(&mut self.head, next)
+        let next = queue.next();
+        let head = mem::replace(&mut queue.head, next);
+        queue.len -= head.len();
+        if queue.len == 0 {
+            self.0 = None;
+        }
+        head
     }
 }
 
-impl Rest {
+impl From<Bytes> for Chunks {
+    fn from(data: Bytes) -> Self {
+        let mut chunks = Self::new();
+        chunks.push(data);
+        chunks
+    }
+}
+
+impl Queue {
     fn push(&mut self, data: Bytes) {
+        self.len += data.len();
         if data.len() >= COPIED_BELOW {
             self.close_block();
             self.pieces.push_back(data);
@@ -96,8 +111,8 @@ impl Rest {
         self.block.extend_from_slice(&data);
     }
 
-    /// The next piece; empty if nothing is left.
-    fn pop(&mut self) -> Bytes {
+    /// Takes the piece behind the head; empty if there is none.
+    fn next(&mut self) -> Bytes {
         self.pieces.pop_front().unwrap_or_else(|| self.block.split().freeze())
     }
 
@@ -111,18 +126,17 @@ impl Rest {
 /// Reading without taking pieces out; `chunks_vectored` shows several for one write.
 impl Buf for Chunks {
     fn remaining(&self) -> usize {
-        self.len
+        self.len()
     }
 
     fn chunk(&self) -> &[u8] {
-        &self.head
+        self.0.as_ref().map_or(&[], |queue| &queue.head)
     }
 
     fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
-        let rest = self.rest.as_deref();
-        let pieces = rest.into_iter().flat_map(|rest| &rest.pieces).map(|piece| &piece[..]);
-        let block = rest.map(|rest| &rest.block[..]);
-        let all = [&self.head[..]].into_iter().chain(pieces).chain(block).filter(|piece| !piece.is_empty());
+        let Some(queue) = &self.0 else { return 0 };
+        let pieces = [&queue.head].into_iter().chain(&queue.pieces).map(|piece| &piece[..]);
+        let all = pieces.chain([&queue.block[..]]).filter(|piece| !piece.is_empty());
         let mut filled = 0;
         for (slice, piece) in dst.iter_mut().zip(all) {
             *slice = IoSlice::new(piece);
@@ -132,16 +146,14 @@ impl Buf for Chunks {
     }
 
     fn advance(&mut self, mut count: usize) {
-        assert!(count <= self.len, "advance by {count} with {} left", self.len);
-        self.len -= count;
-        while count >= self.head.len() && count > 0 {
-            count -= self.pop_head().len();
+        assert!(count <= self.len(), "advance by {count} with {} left", self.len());
+        while count > 0 {
+            count -= self.pop(count).len();
         }
-        self.head.advance(count);
     }
 
     fn copy_to_bytes(&mut self, len: usize) -> Bytes {
-        if len <= self.head.len() {
+        if len <= self.chunk().len() {
             return self.pop(len);
         }
         let mut bytes = BytesMut::with_capacity(len);
@@ -159,28 +171,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_piece_needs_no_further_memory() {
-        let mut chunks = Chunks::new();
-        chunks.push(Bytes::from_static(b"hello"));
-        assert!(chunks.rest.is_none());
-        assert_eq!(chunks.pop(usize::MAX), "hello");
-        assert!(chunks.is_empty());
-    }
-
-    #[test]
     fn emptied_queue_keeps_no_memory() {
+        assert_eq!(size_of::<Chunks>(), size_of::<usize>());
         let mut chunks = Chunks::new();
         (0..100).for_each(|_| chunks.push(Bytes::from_static(b"hello")));
         chunks.advance(500);
-        assert!(chunks.is_empty() && chunks.rest.is_none() && chunks.head.is_empty());
+        assert!(chunks.0.is_none());
+        chunks.push(Bytes::from_static(b"hello"));
+        assert_eq!(chunks.pop(usize::MAX), "hello");
+        assert!(chunks.0.is_none());
+    }
+
+    #[test]
+    fn empty_pieces_are_no_pieces() {
+        let mut chunks = Chunks::from(Bytes::new());
+        assert!(chunks.is_empty());
+        chunks.append(Chunks::from(Bytes::from_static(b"hello")));
+        chunks.push(Bytes::new());
+        chunks.append(Chunks::new());
+        assert_eq!(chunks.copy_to_bytes(5), "hello");
+        assert!(chunks.is_empty());
     }
 
     #[test]
     fn waiting_single_bytes_cost_single_bytes() {
         let mut chunks = Chunks::new();
         (0..256 * 1024).for_each(|_| chunks.push_received(Bytes::from_static(b"x")));
-        let rest = chunks.rest.as_ref().unwrap();
-        let blocks = rest.pieces.len() + 1;
+        let blocks = chunks.0.unwrap().pieces.len() + 1;
         assert!(blocks <= 256 * 1024 / BLOCK.0 + 1, "{blocks} blocks");
     }
 
@@ -202,18 +219,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_goes_in_comes_out(operations in prop::collection::vec((0u8..4, 0usize..6000), 1..60)) {
+        fn what_goes_in_comes_out(operations in prop::collection::vec((0u8..5, 0usize..6000), 1..60)) {
             let mut chunks = Chunks::new();
             let mut model = VecDeque::new();
             let mut next = 0u8;
             for (operation, size) in operations {
                 match operation {
-                    0 | 1 => {
+                    0..=2 => {
                         let data: Vec<u8> = (0..size).map(|_| { next = next.wrapping_add(1); next }).collect();
                         model.extend(&data);
-                        chunks.push_received(data.into());
+                        match operation {
+                            0 => chunks.push(data.into()),
+                            1 => chunks.push_received(data.into()),
+                            _ => chunks.append(Bytes::from(data).into()),
+                        }
                     }
-                    2 => {
+                    3 => {
                         let taken = chunks.pop(size.max(1));
                         let expected: Vec<u8> = model.drain(..taken.len()).collect();
                         prop_assert_eq!(taken, expected);

@@ -15,6 +15,7 @@ use crate::{
     Config, Event, Memory, PeerError, Share, Side,
     bandwidth::Bandwidth,
     budget::Budget,
+    chunks::Chunks,
     control::Control,
     liveness::Liveness,
     schedule::{KEPT, Place, Schedule},
@@ -156,13 +157,14 @@ impl<S: Side> Mux<S> {
     /// owner bounds them by what [`Event::Sent`] says has left.
     ///
     /// Does nothing after [`finish`](Self::finish), and on streams of datagrams.
-    pub fn send(&mut self, id: StreamId, data: Bytes) {
+    pub fn send(&mut self, id: StreamId, data: impl Into<Chunks>) {
+        let data = data.into();
         let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.sending == Half::Open) else {
             return;
         };
         if let Unsent::Bytes(chunks) = &mut stream.unsent {
             self.unsent += data.len() as u64;
-            chunks.push(data);
+            chunks.append(data);
             self.schedule(id, Place::Fresh);
         }
     }

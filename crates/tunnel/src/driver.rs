@@ -131,13 +131,13 @@ impl<E: End> Core<E> {
 
     fn serve_cell(&mut self, mux: &mut Mux<E>, cell: &Cell) {
         let Some(id) = cell.id() else { return };
-        let Some(mut rung) = cell.answer(&self.shared.memory) else { return };
+        let Some(rung) = cell.answer(&self.shared.memory) else { return };
         if let Some(code) = rung.dropped {
             mux.reset(id, code);
             return;
         }
-        while !rung.outbox.is_empty() {
-            mux.send(id, rung.outbox.pop(usize::MAX));
+        if !rung.outbox.is_empty() {
+            mux.send(id, rung.outbox);
         }
         for datagram in rung.datagrams {
             mux.send_datagram(id, datagram);
