@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll, ready};
 use std::time::Duration;
 
 use anyproxy_acl::Policy;
@@ -18,7 +20,7 @@ use tracing::Instrument as _;
 use crate::access::AccessLine;
 use crate::judge::Judge;
 use crate::race;
-use crate::relay::{Passed, Patience, Relay};
+use crate::relay::{Passed, Relay};
 use crate::serve::Context;
 use crate::udp::{self, Association, Flow};
 
@@ -29,35 +31,54 @@ const NOT_SENT_LOW_WATER: u32 = 32 * 1024;
 
 /// Answers `request` and carries its stream until both ways have ended. `policy` are the gateway's rules that
 /// judged it there; they hold here too.
-///
-/// The whole life of a stream is this future, so what only the dial needs is in a box of its own.
-pub(crate) async fn serve(context: Arc<Context>, request: OpenRequest, policy: Option<Arc<Policy>>) {
-    let Some((line, stream, reached)) = Box::pin(answer(&context, request, policy)).await else { return };
-    match reached {
-        Reached::Tcp(target, _) => {
-            let patience = Patience {
-                idle: context.client.config.idle_timeout,
-                half_closed: context.client.config.half_closed_timeout,
-            };
-            drop(context);
-            let mut relay = std::pin::pin!(Relay::new(stream, target, patience));
-            let end = relay.as_mut().await;
-            line.ended(&relay.passed(), end);
-        }
-        Reached::Association(association) => {
-            drop(context);
-            let (passed, end) = (Passed::default(), Box::pin(udp::keep(association, stream)).await);
-            line.ended(&passed, end);
-        }
-        Reached::Udp(association, socket, destination) => {
-            let idle = context.client.config.udp_idle_timeout;
-            drop(context);
-            Box::pin(async move {
-                let mut flow = Flow::new(association, socket, destination, stream);
-                let end = flow.run(idle).await;
-                line.ended(&flow.passed(), end);
-            })
-            .await;
+pub(crate) fn serve(context: Arc<Context>, request: OpenRequest, policy: Option<Arc<Policy>>) -> Serving {
+    Serving::Answering(Box::pin(async move {
+        let (line, stream, reached) = answer(&context, request, policy).await?;
+        Some(match reached {
+            Reached::Tcp(target, _) => {
+                Serving::Relaying(Box::new(line), Relay::new(stream, target, context.patience.clone()))
+            }
+            Reached::Association(association) => Serving::Datagrams(Box::pin(async move {
+                let end = udp::keep(association, stream).await;
+                line.ended(&Passed::default(), end);
+            })),
+            Reached::Udp(association, socket, destination) => {
+                let idle = context.client.config.udp_idle_timeout;
+                Serving::Datagrams(Box::pin(async move {
+                    let mut flow = Flow::new(association, socket, destination, stream);
+                    let end = flow.run(idle).await;
+                    line.ended(&flow.passed(), end);
+                }))
+            }
+        })
+    }))
+}
+
+/// The whole life of a stream, as the future of its task. There are many and most are idle, so what only the dial
+/// needs is in a box of its own, and gone while bytes are carried.
+pub(crate) enum Serving {
+    Answering(Pin<Box<dyn Future<Output = Option<Self>> + Send>>),
+    Relaying(Box<AccessLine>, Relay),
+    Datagrams(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl Future for Serving {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
+        loop {
+            match &mut *self {
+                Self::Answering(answer) => match ready!(answer.as_mut().poll(cx)) {
+                    Some(next) => *self = next,
+                    None => return Poll::Ready(()),
+                },
+                Self::Relaying(line, relay) => {
+                    let end = ready!(Pin::new(&mut *relay).poll(cx));
+                    line.ended(&relay.passed(), end);
+                    return Poll::Ready(());
+                }
+                Self::Datagrams(flow) => return flow.as_mut().poll(cx),
+            }
         }
     }
 }
@@ -166,4 +187,21 @@ fn tune(socket: &TcpStream) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     SockRef::from(socket).set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::task::task_tracker::TrackedFuture;
+
+    use super::*;
+
+    /// Tokio puts 96 bytes around a future and rounds the sum up to a multiple of 128: a word more than this, and each
+    /// idle stream costs 128 bytes more.
+    #[test]
+    fn the_task_of_an_idle_stream_is_small() {
+        // Without optimisation, mio's sockets know their selector.
+        let debug = if cfg!(debug_assertions) { size_of::<usize>() } else { 0 };
+        let size = size_of::<TrackedFuture<Serving>>();
+        assert!(size <= 160 + debug, "{size} bytes");
+    }
 }

@@ -2,6 +2,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -9,7 +10,6 @@ use anyproxy_core::end_turn;
 use anyproxy_tunnel::Stream;
 use anyproxy_tunnel::frame::ResetCode;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use pin_project_lite::pin_project;
 use socket2::SockRef;
 use tokio::io::{AsyncBufRead as _, AsyncWrite as _};
 use tokio::net::TcpStream;
@@ -35,7 +35,7 @@ pub(crate) struct Patience {
 
 impl Patience {
     /// When a relay that makes no more progress ends.
-    fn deadline(self, last_progress: Instant, half_closed: bool) -> Option<Instant> {
+    fn deadline(&self, last_progress: Instant, half_closed: bool) -> Option<Instant> {
         let limit = match (self.idle, self.half_closed) {
             (Some(idle), Some(half)) if half_closed => idle.min(half),
             (None, Some(half)) if half_closed => half,
@@ -84,33 +84,31 @@ pub(crate) struct Passed {
     pub(crate) first: Option<Instant>,
 }
 
-pin_project! {
-    /// Bytes both ways between a stream of the tunnel and a target, as a future.
-    ///
-    /// - An end is passed on as an end, and the other way goes on; a failure is passed on as a reset, and ends both.
-    /// - It holds no buffer: it borrows the thread's while it reads from the target, which it does only when the
-    ///   tunnel has room, and to the target it writes straight from the chunks the tunnel received.
-    /// - Dropped before it is ready, it resets both sides. So does the death of the process: no target takes a part for
-    ///   the whole.
-    #[must_use = "futures do nothing unless polled"]
-    pub(crate) struct Relay {
-        stream: Option<Stream>,
-        target: TcpStream,
-        up: Way,
-        down: Way,
-        passed: Passed,
-        patience: Patience,
-        last_progress: Instant,
-        #[pin]
-        timer: Option<Sleep>,
-        finished: bool,
-    }
+/// Bytes both ways between a stream of the tunnel and a target, as a future.
+///
+/// - An end is passed on as an end, and the other way goes on; a failure is passed on as a reset, and ends both.
+/// - It holds no buffer: it borrows the thread's while it reads from the target, which it does only when the
+///   tunnel has room, and to the target it writes straight from the chunks the tunnel received.
+/// - Dropped before it is ready, it resets both sides. So does the death of the process: no target takes a part for
+///   the whole.
+#[must_use = "futures do nothing unless polled"]
+pub(crate) struct Relay {
+    stream: Option<Stream>,
+    target: TcpStream,
+    up: Way,
+    down: Way,
+    finished: bool,
+    passed: Passed,
+    patience: Arc<Patience>,
+    last_progress: Instant,
+    /// Boxed: tokio rounds a task up to a multiple of 128 bytes, and without this it is one of two.
+    timer: Option<Pin<Box<Sleep>>>,
+}
 
-    impl PinnedDrop for Relay {
-        fn drop(this: Pin<&mut Self>) {
-            if !this.finished {
-                abort_when_lost(&this.target, true);
-            }
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if !self.finished {
+            abort_when_lost(&self.target, true);
         }
     }
 }
@@ -145,18 +143,18 @@ fn abort_when_lost(target: &TcpStream, abort: bool) {
 
 impl Relay {
     /// Carries bytes between `stream` and `target`.
-    pub(crate) fn new(stream: Stream, target: TcpStream, patience: Patience) -> Self {
+    pub(crate) fn new(stream: Stream, target: TcpStream, patience: Arc<Patience>) -> Self {
         abort_when_lost(&target, true);
         Self {
             stream: Some(stream),
             target,
             up: Way::Open,
             down: Way::Open,
+            finished: false,
             passed: Passed::default(),
             patience,
             last_progress: Instant::now(),
             timer: None,
-            finished: false,
         }
     }
 
@@ -170,31 +168,31 @@ impl Future for Relay {
     type Output = End;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
-        let mut this = self.project();
+        let this = self.get_mut();
         let mut ways = Ways {
             stream: this.stream.as_mut().expect("polled again after it was ready"),
-            target: this.target,
-            up: this.up,
-            down: this.down,
-            passed: this.passed,
+            target: &mut this.target,
+            up: &mut this.up,
+            down: &mut this.down,
+            passed: &mut this.passed,
             progress: false,
         };
         let end = match ways.poll_both(cx) {
             Poll::Ready(end) => end,
             Poll::Pending => {
                 if ways.progress {
-                    *this.last_progress = Instant::now();
+                    this.last_progress = Instant::now();
                 }
                 let half_closed = this.up.is_over() || this.down.is_over();
-                let deadline = this.patience.deadline(*this.last_progress, half_closed);
-                ready!(poll_deadline(this.timer.as_mut(), deadline, cx));
+                let deadline = this.patience.deadline(this.last_progress, half_closed);
+                ready!(poll_deadline(&mut this.timer, deadline, cx));
                 if half_closed { End::HalfClosed } else { End::Idle }
             }
         };
-        *this.finished = end == End::Whole;
-        if *this.finished {
+        this.finished = end == End::Whole;
+        if this.finished {
             // The target was told of the end, and what is still on its way to it belongs to it.
-            abort_when_lost(this.target, false);
+            abort_when_lost(&this.target, false);
         }
         if let Some(stream) = this.stream.take() {
             match end {
@@ -212,23 +210,21 @@ impl Future for Relay {
 /// Ready when `deadline` has passed. Progress moves the deadline on, but the timer is moved only when it fires, or
 /// when it is too late.
 fn poll_deadline(
-    mut timer: Pin<&mut Option<Sleep>>,
+    timer: &mut Option<Pin<Box<Sleep>>>,
     deadline: Option<Instant>,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
     let Some(deadline) = deadline else { return Poll::Pending };
+    let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+    if timer.deadline() > deadline {
+        timer.as_mut().reset(deadline);
+    }
     loop {
-        match timer.as_mut().as_pin_mut() {
-            None => timer.set(Some(sleep_until(deadline))),
-            Some(running) if running.deadline() > deadline => running.reset(deadline),
-            Some(mut running) => {
-                ready!(running.as_mut().poll(cx));
-                if deadline <= Instant::now() {
-                    return Poll::Ready(());
-                }
-                running.reset(deadline);
-            }
+        ready!(timer.as_mut().poll(cx));
+        if deadline <= Instant::now() {
+            return Poll::Ready(());
         }
+        timer.as_mut().reset(deadline);
     }
 }
 

@@ -15,6 +15,7 @@ use crate::access::{AccessLine, Escaped};
 use crate::client::Shared;
 use crate::link::Link;
 use crate::open;
+use crate::relay::Patience;
 use crate::udp::Associations;
 
 /// Versions of a gateway's rules kept: the newest, and those that opens on their way may still name.
@@ -24,6 +25,7 @@ const VERSIONS: usize = 4;
 pub(crate) struct Context {
     pub(crate) client: Arc<Shared>,
     pub(crate) associations: Arc<Associations>,
+    pub(crate) patience: Arc<Patience>,
 }
 
 /// How a tunnel left the service. What still lives on it goes on.
@@ -49,7 +51,10 @@ pub(crate) async fn serve(
     // As it stands at the front of every stream's name, at both ends.
     let session = format!("{:016x}", hello.session);
     client.tasks.spawn(client.kill.clone().run_until_cancelled_owned(driver));
-    let context = Arc::new(Context { client: client.clone(), associations: Arc::default() });
+    let patience =
+        Patience { idle: client.config.idle_timeout, half_closed: client.config.half_closed_timeout };
+    let context =
+        Arc::new(Context { client: client.clone(), associations: Arc::default(), patience: patience.into() });
     let mut versions = Versions::default();
     // Both go once the tunnel is out of service.
     let (mut left, mut live) = (Some(left), Some(client.live.enter()));
