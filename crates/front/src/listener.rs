@@ -2,11 +2,13 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::pin::Pin;
 use std::sync::LazyLock;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anyproxy_workers::Seats;
+use pin_project_lite::pin_project;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
@@ -219,21 +221,18 @@ impl Listener {
                 let (tls, front, limit) = (tls.clone(), front.clone(), self.handshake_timeout);
                 let moves = seat.as_ref().is_some_and(|seat| !seat.is_here());
                 let arrival = if moves { Arrival::Moved(tcp.into_std()?) } else { Arrival::Here(tcp) };
-                let received = async move {
-                    let tcp = arrival
-                        .unpack()
-                        .inspect_err(|error| debug!(%source, %error, "a connection was lost on its way"))
-                        .ok()?;
-                    match tls {
-                        None => Some(tcp.into()),
-                        Some(tls) => handshake(tls, tcp, source, limit).await,
-                    }
-                };
-                let served = async move {
-                    // Boxed, so that its kilobytes are gone while the connection lives.
-                    if let Some(user) = Box::pin(received).await {
-                        front(user, source).await;
-                    }
+                let served = Served::Received {
+                    received: Box::pin(async move {
+                        let tcp = arrival
+                            .unpack()
+                            .inspect_err(|error| debug!(%source, %error, "a connection was lost on its way"))
+                            .ok()?;
+                        let user = match tls {
+                            None => tcp.into(),
+                            Some(tls) => handshake(tls, tcp, source, limit).await?,
+                        };
+                        Some(front(user, source))
+                    }),
                 };
                 match seat {
                     None => connections.spawn(served),
@@ -276,6 +275,31 @@ impl Arrival {
         match self {
             Self::Here(tcp) => Ok(tcp),
             Self::Moved(tcp) => TcpStream::from_std(tcp),
+        }
+    }
+}
+
+pin_project! {
+    /// A connection that is received first: in a box, so that its kilobytes are gone while the connection lives.
+    #[project = ServedProj]
+    enum Served<Fut> {
+        Received { received: Pin<Box<dyn Future<Output = Option<Fut>> + Send>> },
+        Served { #[pin] served: Fut },
+    }
+}
+
+impl<Fut: Future<Output = ()>> Future for Served<Fut> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.as_mut().project() {
+                ServedProj::Received { received } => match ready!(received.as_mut().poll(cx)) {
+                    Some(served) => self.set(Self::Served { served }),
+                    None => return Poll::Ready(()),
+                },
+                ServedProj::Served { served } => return served.poll(cx),
+            }
         }
     }
 }

@@ -100,7 +100,7 @@ impl<M: GatewayStack> Socks5<M> {
 
     /// Serves one user, who is connected from `source`.
     ///
-    /// While a stream is idle, the future is a few hundred bytes: what the handshake needed is gone.
+    /// While a stream is idle, the future is a hundred bytes and some: what the handshake needed is gone.
     ///
     /// # Cancel safety
     ///

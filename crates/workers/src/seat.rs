@@ -125,7 +125,7 @@ impl Seats {
             Kind::Tunnel => self.workers.for_tunnel(),
             Kind::User => self.workers.for_user(),
         };
-        let seat = Seat { workers: self.workers.clone(), place, kind: self.kind };
+        let seat = Seat { workers: self.workers.clone(), place: place as u32, kind: self.kind };
         seat.count().fetch_add(1, Ordering::Relaxed);
         seat
     }
@@ -134,7 +134,7 @@ impl Seats {
 /// A place on a thread, taken until it is dropped.
 pub struct Seat {
     workers: Workers,
-    place: usize,
+    place: u32,
     kind: Kind,
 }
 
@@ -158,7 +158,7 @@ impl Seat {
     }
 
     fn worker(&self) -> &Worker {
-        &self.workers.0[self.place]
+        &self.workers.0[self.place as usize]
     }
 
     fn count(&self) -> &AtomicUsize {
@@ -242,6 +242,11 @@ mod tests {
         let seat = workers.users().take();
         drop(seat.keep(std::future::pending::<()>()));
         assert_eq!(format!("{workers:?}"), "[(0, 0), (0, 0)]");
+    }
+
+    #[test]
+    fn a_seat_is_small() {
+        assert!(size_of::<Seat>() <= 24, "every user's task has one");
     }
 
     #[tokio::test]
