@@ -16,6 +16,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
+use crate::access::AccessLine;
+
 /// Reads and writes each way may do in one poll before other streams get their turn: half a megabyte of bulk.
 const TURNS: usize = 8;
 /// Chunks written to a target at once; where streams take turns they are of 16 KiB.
@@ -98,11 +100,17 @@ pub(crate) struct Relay {
     up: Way,
     down: Way,
     finished: bool,
-    passed: Passed,
     patience: Arc<Patience>,
     last_progress: Instant,
-    /// Boxed: tokio rounds a task up to a multiple of 128 bytes, and without this it is one of two.
+    // Boxed, both: tokio rounds a task up to a multiple of 128 bytes, and without them it is one of two.
     timer: Option<Pin<Box<Sleep>>>,
+    book: Box<Book>,
+}
+
+/// What is written when it ends.
+struct Book {
+    line: AccessLine,
+    passed: Passed,
 }
 
 impl Drop for Relay {
@@ -142,8 +150,8 @@ fn abort_when_lost(target: &TcpStream, abort: bool) {
 }
 
 impl Relay {
-    /// Carries bytes between `stream` and `target`.
-    pub(crate) fn new(stream: Stream, target: TcpStream, patience: Arc<Patience>) -> Self {
+    /// Carries bytes between `stream` and `target`, and writes `line` at the end.
+    pub(crate) fn new(stream: Stream, target: TcpStream, patience: Arc<Patience>, line: AccessLine) -> Self {
         abort_when_lost(&target, true);
         Self {
             stream: Some(stream),
@@ -151,30 +159,25 @@ impl Relay {
             up: Way::Open,
             down: Way::Open,
             finished: false,
-            passed: Passed::default(),
             patience,
             last_progress: Instant::now(),
             timer: None,
+            book: Box::new(Book { line, passed: Passed::default() }),
         }
-    }
-
-    /// What passed until now.
-    pub(crate) const fn passed(&self) -> Passed {
-        self.passed
     }
 }
 
 impl Future for Relay {
-    type Output = End;
+    type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let mut ways = Ways {
             stream: this.stream.as_mut().expect("polled again after it was ready"),
             target: &mut this.target,
             up: &mut this.up,
             down: &mut this.down,
-            passed: &mut this.passed,
+            passed: &mut this.book.passed,
             progress: false,
         };
         let end = match ways.poll_both(cx) {
@@ -203,7 +206,8 @@ impl Future for Relay {
                 End::Idle | End::HalfClosed => stream.reset(ResetCode::Idle),
             }
         }
-        Poll::Ready(end)
+        this.book.line.ended(&this.book.passed, end);
+        Poll::Ready(())
     }
 }
 

@@ -658,8 +658,8 @@ mod tests {
 
     // === Memory and work ===
 
-    /// With its seat and what else a front puts around it, it must not be more than 160 bytes: tokio adds 96 and rounds up
-    /// to a multiple of 128.
+    /// With its seat it must not be more than 152 bytes: tokio puts some 100 around it and rounds up to a multiple of 128,
+    /// so with a word more each idle user costs 128 bytes more.
     #[test]
     fn an_idle_relay_is_small() {
         // Without optimisation, mio's sockets know their selector.
