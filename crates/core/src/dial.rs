@@ -1,6 +1,7 @@
 use std::any::Any;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +10,7 @@ use crate::{Front, Identity, Journal, RulesVersion, Target};
 /// The flows of one user socket: udp dials of the same association leave from one socket at the far end, so that
 /// peers see one source port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Association(u64);
+pub struct Association(NonZeroU64);
 
 impl Association {
     /// A number no other association of this process has.
@@ -17,13 +18,14 @@ impl Association {
     #[expect(clippy::new_without_default, reason = "two associations are never equal, so none is a default")]
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+        // It would take centuries to come round to zero.
+        Self(NonZeroU64::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX))
     }
 
     /// The number, for the wire.
     #[must_use]
     pub const fn id(self) -> u64 {
-        self.0
+        self.0.get()
     }
 }
 

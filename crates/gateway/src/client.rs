@@ -83,7 +83,8 @@ pub type ClientStream = Guarded<Stream, Carried>;
 #[derive(Debug)]
 pub struct Carried {
     streams: Arc<AtomicUsize>,
-    _pin: Option<Hold>,
+    /// Boxed, since few streams have one.
+    _pin: Option<Box<Hold>>,
     _counted: TaskTrackerToken,
 }
 
@@ -183,7 +184,7 @@ impl Client {
             self.link(pin.as_ref().map(Hold::pin)).ok_or_else(|| NotServed::no_tunnel(self.id()))?.clone();
         link.streams.fetch_add(1, Ordering::Relaxed);
         let streams = link.streams.clone();
-        Ok((link, Carried { streams, _pin: pin, _counted: common.streams.token() }))
+        Ok((link, Carried { streams, _pin: pin.map(Box::new), _counted: common.streams.token() }))
     }
 
     /// The tunnel for one more stream: that of its association if it has one, else the least loaded, a stalled one
