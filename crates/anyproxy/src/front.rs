@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyproxy_core::BoxGateway;
 use anyproxy_front::{Listener, RelayConfig};
 use anyproxy_http::HttpProxy;
 use anyproxy_sni::Sni;
@@ -11,18 +10,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::mixed::Mixed;
 use crate::settings::{Front, Protocol};
+use crate::stack::Gateway;
 
 /// A front between its settings and its listener.
 pub(crate) enum Served {
-    Http(HttpProxy<BoxGateway>),
-    Socks5(Socks5<BoxGateway>),
-    Mixed(Mixed<BoxGateway>),
-    Sni(Sni<BoxGateway>),
+    Http(HttpProxy<Gateway>),
+    Socks5(Socks5<Gateway>),
+    Mixed(Mixed<Gateway>),
+    Sni(Sni<Gateway>),
 }
 
 impl Served {
     /// The front as its settings want it.
-    pub(crate) fn new(front: &Front, relay: RelayConfig, stack: BoxGateway) -> Self {
+    pub(crate) fn new(front: &Front, relay: RelayConfig, stack: Gateway) -> Self {
         match front.protocol {
             Protocol::Http => Self::Http(http(front, relay, stack)),
             Protocol::Socks5 => Self::Socks5(socks5(front, relay, stack)),
@@ -54,7 +54,7 @@ impl Served {
     }
 }
 
-fn http(front: &Front, relay: RelayConfig, stack: BoxGateway) -> HttpProxy<BoxGateway> {
+fn http(front: &Front, relay: RelayConfig, stack: Gateway) -> HttpProxy<Gateway> {
     HttpProxy::new(stack).with_config(anyproxy_http::Config {
         head_timeout: front.handshake_timeout,
         keep_alive_timeout: front.keep_alive_timeout,
@@ -64,7 +64,7 @@ fn http(front: &Front, relay: RelayConfig, stack: BoxGateway) -> HttpProxy<BoxGa
     })
 }
 
-fn socks5(front: &Front, relay: RelayConfig, stack: BoxGateway) -> Socks5<BoxGateway> {
+fn socks5(front: &Front, relay: RelayConfig, stack: Gateway) -> Socks5<Gateway> {
     Socks5::new(stack).with_handshake_timeout(front.handshake_timeout).with_relay(relay).with_udp(UdpConfig {
         enabled: front.udp.enabled,
         advertise_addr: front.udp.advertise_addr,
@@ -73,7 +73,7 @@ fn socks5(front: &Front, relay: RelayConfig, stack: BoxGateway) -> Socks5<BoxGat
     })
 }
 
-fn sni(front: &Front, relay: RelayConfig, stack: BoxGateway) -> Sni<BoxGateway> {
+fn sni(front: &Front, relay: RelayConfig, stack: Gateway) -> Sni<Gateway> {
     let hosts = front.passthrough.hosts.clone();
     Sni::new(stack, move |target| hosts.iter().any(|pattern| pattern.matches(target)))
         .with_port(front.passthrough.port)

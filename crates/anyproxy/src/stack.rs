@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_acl::AclLayer;
-use anyproxy_auth::{Accounts, AuthLayer, HashPool, LockoutLayer, Verify};
+use anyproxy_auth::{Accounts, AuthLayer, HashPool, Identified, LockoutLayer, Verify};
 use anyproxy_balance::Balance;
 use anyproxy_core::{Account, BoxDial, BoxGateway, Identity, Login, Target};
 use anyproxy_gateway::{Authenticate, ClientAccount, Clients};
@@ -52,14 +52,17 @@ pub(crate) fn dials(parts: Parts) -> BoxDial {
     )
 }
 
+/// A front's stack: all users dial through the same one, each under their own name.
+pub(crate) type Gateway = BoxGateway<Identified<BoxDial>>;
+
 /// From a login to a dial service that signs each dial, for one front: who is locked out of one is not of another.
 #[rustfmt::skip]
-pub(crate) fn login(accounts: Option<Accounts>, group: Option<&str>, stock: &Stock) -> BoxGateway {
+pub(crate) fn login(accounts: Option<Accounts>, group: Option<&str>, stock: &Stock) -> Gateway {
     let logins = ServiceBuilder::new()
         .layer(stock.metrics.clone()) // wrong logins never become dials: counted here
         .layer(LockoutLayer::default()); // by source, before any hash is computed
     match accounts {
-        Some(accounts) => BoxGateway::new(
+        Some(accounts) => BoxGateway::of(
             logins
                 .layer(AuthLayer::new(Verify::new(accounts).with_pool(stock.hashing.clone())))
                 .service(stock.dials.clone()),
@@ -70,7 +73,7 @@ pub(crate) fn login(accounts: Option<Accounts>, group: Option<&str>, stock: &Sto
             let verifier = service_fn(move |_: Login| {
                 std::future::ready(Ok::<_, std::convert::Infallible>(everybody.clone()))
             });
-            BoxGateway::new(logins.layer(AuthLayer::new(verifier)).service(stock.dials.clone()))
+            BoxGateway::of(logins.layer(AuthLayer::new(verifier)).service(stock.dials.clone()))
         }
     }
 }

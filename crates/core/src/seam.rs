@@ -104,12 +104,11 @@ impl fmt::Debug for BoxDial {
     }
 }
 
-/// Any [`GatewayStack`], its type forgotten. Ready and cloned as [`BoxDial`] is.
-#[derive(Clone)]
-pub struct BoxGateway(Arc<dyn Fn(Login) -> BoxFuture<BoxDial> + Send + Sync>);
+/// Any [`GatewayStack`] whose dial services are `D`, its type forgotten. Ready and cloned as [`BoxDial`] is.
+pub struct BoxGateway<D = BoxDial>(Arc<dyn Fn(Login) -> BoxFuture<D> + Send + Sync>);
 
 impl BoxGateway {
-    /// Forgets the type of `stack`.
+    /// Forgets the type of `stack`, and that of its dial services.
     pub fn new<M>(stack: M) -> Self
     where
         M: GatewayStack<Future: Send + 'static>,
@@ -119,7 +118,26 @@ impl BoxGateway {
     }
 }
 
-impl fmt::Debug for BoxGateway {
+impl<D: DialService> BoxGateway<D> {
+    /// Forgets the type of `stack` alone: where all stacks answer with the same dial services, a dial passes one seam
+    /// less.
+    pub fn of<M>(stack: M) -> Self
+    where
+        M: GatewayStack<Response = D, Future: Send + 'static>,
+    {
+        Self(Arc::new(move |login| {
+            Box::pin(Calling::new(stack.clone().oneshot(login), std::convert::identity))
+        }))
+    }
+}
+
+impl<D> Clone for BoxGateway<D> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<D> fmt::Debug for BoxGateway<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("BoxGateway")
     }
@@ -143,10 +161,10 @@ impl Service<Dial> for BoxDial {
     }
 }
 
-impl Service<Login> for BoxGateway {
-    type Response = BoxDial;
+impl<D> Service<Login> for BoxGateway<D> {
+    type Response = D;
     type Error = BoxError;
-    type Future = BoxFuture<BoxDial>;
+    type Future = BoxFuture<D>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
@@ -196,6 +214,15 @@ mod tests {
             assert!(std::mem::take(&mut self.0), "called unready");
             std::future::ready(Ok(BufReader::new(duplex(1).0)))
         }
+    }
+
+    #[tokio::test]
+    async fn a_stack_is_forgotten_and_its_dial_services_stay_what_they_are() {
+        let stack: BoxGateway<Strict> = BoxGateway::of(tower::make::Shared::new(Strict::default()));
+        let login = Login { credentials: None, source: ([192, 0, 2, 1], 9).into(), front: Front::HTTP };
+        let dials: Strict = stack.login(login).await.unwrap();
+        let target = Target::parse("t.lan:1").unwrap();
+        assert!(dials.dial(Dial::tcp(target, ([192, 0, 2, 1], 9).into(), Front::HTTP)).await.is_ok());
     }
 
     #[tokio::test]
