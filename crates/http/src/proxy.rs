@@ -1,3 +1,4 @@
+use std::any::TypeId;
 use std::fmt;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anyproxy_core::{BoxError, GatewayStack};
 use anyproxy_front::{Connection, Listener, Relay, UserStream};
 use bytes::{Bytes, BytesMut};
-use http::header::{self, HeaderValue};
+use http::header::{self, Entry, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::Body;
 use http_body_util::{Either, Full};
@@ -24,7 +25,6 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt as _};
 use tower_http::body::UnsyncBoxBody;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::RequestId;
-use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tracing::{debug, error};
 
 use crate::body::UserBody;
@@ -269,6 +269,7 @@ where
         let requests = Requests::new(self.stack.clone(), self.config.clone(), source, session.clone());
         let config = self.config.clone();
         let refused = self.config.clone();
+        let has_layers = TypeId::of::<L>() != TypeId::of::<Identity>();
         ServiceBuilder::new()
             .layer(CatchPanicLayer::custom(move |panic: Box<dyn std::any::Any + Send>| {
                 let text = panic.downcast_ref::<&str>().copied();
@@ -276,8 +277,8 @@ where
                 error!(panic = ?text.unwrap_or_default(), "a request's handler panicked");
                 Refusal::panicked().into_response(&config).map(Full::new)
             }))
-            .map_request(numbered)
-            .layer(SetSensitiveRequestHeadersLayer::new([header::PROXY_AUTHORIZATION, header::AUTHORIZATION]))
+            // Where there are no layers, nobody sees what is made ready for them.
+            .map_request(move |request| if has_layers { shown(request) } else { request })
             .then(move |answered: Result<_, <L::Service as Service<Request<UserBody>>>::Error>| {
                 std::future::ready(Ok::<_, BoxError>(match answered {
                     Ok(response) => Response::map(response, Either::Left),
@@ -291,8 +292,9 @@ where
     }
 }
 
-/// Numbers a request, for the log. The number is no header field: nobody outside has asked for it.
-fn numbered(mut request: Request<UserBody>) -> Request<UserBody> {
+/// Makes a request ready for layers: numbers it, for their log, and marks its logins as sensitive. The number is no
+/// header field: nobody outside has asked for it.
+fn shown(mut request: Request<UserBody>) -> Request<UserBody> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let mut digits = [0; 20];
     let mut rest = &mut digits[..];
@@ -300,6 +302,11 @@ fn numbered(mut request: Request<UserBody>) -> Request<UserBody> {
     let length = 20 - rest.len();
     if let Ok(number) = HeaderValue::from_bytes(&digits[..length]) {
         request.extensions_mut().insert(RequestId::new(number));
+    }
+    for login in [header::PROXY_AUTHORIZATION, header::AUTHORIZATION] {
+        if let Entry::Occupied(mut values) = request.headers_mut().entry(login) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
+        }
     }
     request
 }

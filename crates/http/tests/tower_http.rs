@@ -73,6 +73,29 @@ async fn a_request_id_reaches_the_target_and_comes_back() {
 }
 
 #[tokio::test]
+async fn layers_see_a_number_of_its_own_on_each_request_and_its_logins_marked() {
+    let stage = Stage::open();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let numbers = seen.clone();
+    let look = MapRequestLayer::new(move |request: Request<UserBody>| {
+        assert!(request.headers()["proxy-authorization"].is_sensitive());
+        assert!(request.headers()["authorization"].is_sensitive());
+        let number = request.extensions().get::<RequestId>().expect("a number").header_value().clone();
+        numbers.lock().unwrap().push(number);
+        request
+    });
+    let mut user = stage.user_of(HttpProxy::new(stage.stack()).layer(look));
+    for _ in 0..2 {
+        user.say("OPTIONS http://t.lan/ HTTP/1.1\r\nHost: t.lan\r\nMax-Forwards: 0\r\n").await;
+        user.say("Proxy-Authorization: Basic eDp5\r\nAuthorization: Basic eDp5\r\n\r\n").await;
+        assert!(user.head().await.starts_with("HTTP/1.1 200 "));
+    }
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen.len(), 2);
+    assert_ne!(seen[0], seen[1]);
+}
+
+#[tokio::test]
 async fn a_body_limit_refuses_what_says_its_length_before_it_is_dialled() {
     let stage = Stage::open();
     let mut user = stage.user_of(HttpProxy::new(stage.stack()).layer(RequestBodyLimitLayer::new(4)));
