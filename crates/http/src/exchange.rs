@@ -22,8 +22,8 @@ use crate::refusal::Fault;
 use crate::reuse::Lease;
 use crate::session::Busy;
 use crate::wire::{
-    CHUNK_END, Chunk, ChunkDecoder, Framing, Malformed, ResponseHead, encode_chunk_size, encode_last_chunk,
-    head_end,
+    CHUNK_END, Chunk, ChunkDecoder, Framing, Malformed, ResponseHead, content_length, encode_chunk_size,
+    encode_last_chunk, head_end,
 };
 
 /// How long a request's body waits for the target's 100 (Continue) before it is sent without.
@@ -40,6 +40,8 @@ pub(crate) struct Exchange<S, B> {
     out: Out,
     reader: HeadReader,
     download: Download,
+    /// What the response says of its length; where it has no body, that of the one it stands for.
+    length: Option<u64>,
     /// Whether the target said that it goes on behind this response.
     keeps_alive: bool,
     upgrades: bool,
@@ -115,6 +117,7 @@ where
             out: Out { head: request.head, ..Out::default() },
             reader: HeadReader { partial: BytesMut::new(), room: config.head_limit() },
             download: Download::Head,
+            length: None,
             keeps_alive: false,
             upgrades: request.upgrades,
             max_padding: config.max_padding,
@@ -149,7 +152,8 @@ where
 
     fn begin_download(&mut self, head: &ResponseHead) -> Result<(), Malformed> {
         self.keeps_alive = head.keeps_alive();
-        self.download = match head.framing(&self.method)? {
+        self.length = content_length(&head.headers)?;
+        self.download = match head.framing(&self.method, self.length)? {
             Framing::Length(length) => Download::Length(length),
             Framing::Chunked => Download::Chunked(Box::new(ChunkDecoder::new(self.max_padding))),
             Framing::UntilEnd => Download::UntilEnd,
@@ -177,7 +181,12 @@ where
         &self.busy
     }
 
-    /// Whether the response has said its length.
+    /// What the response has said of its length.
+    pub(crate) const fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    /// Whether the response's end is known.
     pub(crate) const fn has_length(&self) -> bool {
         matches!(self.download, Download::Length(_) | Download::Done)
     }

@@ -26,7 +26,10 @@ use crate::fields::{RequestHead, clean_response};
 use crate::refusal::{Fault, Refusal};
 use crate::reuse::Lease;
 use crate::session::{Busy, Session, within};
-use crate::wire::{Malformed, ResponseHead, content_length};
+use crate::wire::{Malformed, ResponseHead};
+
+/// Not in `http::header`.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The streams that a gateway stack dials.
 pub type StreamOf<M> = <<M as Service<Login>>::Response as Service<Dial>>::Response;
@@ -87,44 +90,49 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let served = self.0.clone();
-        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
-        let busy = served.session.begin(chunked);
+        let (mut parts, body) = request.into_parts();
+        let busy = served.session.begin(parts.headers.contains_key(header::TRANSFER_ENCODING));
+        let asked = Ask::read(&parts, &body, &served.config);
+        let mut body = Some(body);
         Box::pin(async move {
-            let connects = request.method() == Method::CONNECT && request.version() != Version::HTTP_2;
-            Ok(match served.answer(request, busy.clone()).await {
-                Ok(response) => response,
-                Err(refusal) => {
-                    // What a refused CONNECT has sent already was meant for somebody else (RFC 9110 section 9.3.6).
-                    let refusal = if connects { refusal.closing() } else { refusal };
-                    refusal.into_response(&served.config).map(|text| ResponseBody::whole(text, busy))
-                }
-            })
+            let answer = match asked {
+                Ok(mut ask) => served.answer(&mut parts, &mut body, &mut ask, &busy).await,
+                Err(refusal) => Err(refusal),
+            };
+            Ok(answer.unwrap_or_else(|refusal| {
+                // What a refused CONNECT has sent already was meant for somebody else (RFC 9110 section 9.3.6).
+                let connects = parts.method == Method::CONNECT && parts.version != Version::HTTP_2;
+                let refusal = if connects { refusal.closing() } else { refusal };
+                refusal.into_response(&served.config).map(|text| ResponseBody::whole(text, busy))
+            }))
         })
     }
 }
 
+/// What is long is lent, and made in functions that do not wait: the future of an `async fn` has room for each argument
+/// twice, and for what was moved out of it.
 impl<M: GatewayStack> Served<M> {
     async fn answer<B>(
         &self,
-        request: Request<B>,
-        busy: Busy,
+        parts: &mut Parts,
+        body: &mut Option<B>,
+        ask: &mut Ask,
+        busy: &Busy,
     ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let (parts, body) = request.into_parts();
-        let ask = Ask::read(&parts, &body, &self.config)?;
         let credentials = credentials(&parts.headers)?;
-        let login = Login { credentials, source: self.source, front: Front::HTTP };
-        let dials = self.stack.login(login).await.map_err(|error| Refusal::of(&*error))?;
+        let login = self.stack.login(Login { credentials, source: self.source, front: Front::HTTP });
+        let dials = login.await.map_err(|error| Refusal::of(&*error))?;
         if self.was_here(&parts.headers) {
             return Err(Refusal::proxy_loop());
         }
         match ask {
-            Ask::Here if parts.method == Method::TRACE => Ok(trace(&parts, busy)),
+            Ask::Here if parts.method == Method::TRACE => Ok(trace(parts, busy.clone())),
             Ask::Here => Err(Refusal::options()),
-            Ask::Tunnel(target) => self.tunnel(dials, &parts, target, busy).await,
-            Ask::Forward(route) => self.forward(dials, parts, body, route, busy).await,
+            Ask::Tunnel(target) => self.tunnel(&dials, parts, target, busy).await,
+            Ask::Forward(route) => self.forward(&dials, parts, body, route, busy).await,
         }
     }
 
@@ -136,24 +144,24 @@ impl<M: GatewayStack> Served<M> {
     /// `CONNECT`: the stream is handed to whoever serves the connection, which relays it once the 200 has left.
     async fn tunnel<B>(
         &self,
-        dials: impl DialService<Response = StreamOf<M>>,
+        dials: &impl DialService<Response = StreamOf<M>>,
         parts: &Parts,
-        target: Target,
-        busy: Busy,
+        target: &Target,
+        busy: &Busy,
     ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal> {
         let dial = Dial::tcp(target.clone(), self.source, Front::HTTP);
-        let stream = dials.dial(dial).await.map_err(|error| Refusal::of(&*error).towards(&target))?;
+        let stream = dials.dial(dial).await.map_err(|error| Refusal::of(&*error).towards(target))?;
         hand_off(parts, stream)?;
-        Ok(Response::new(ResponseBody::whole(Bytes::new(), busy)))
+        Ok(Response::new(ResponseBody::whole(Bytes::new(), busy.clone())))
     }
 
     async fn forward<B>(
         &self,
-        dials: impl DialService<Response = StreamOf<M>>,
-        mut parts: Parts,
-        body: B,
-        mut route: Route,
-        busy: Busy,
+        dials: &impl DialService<Response = StreamOf<M>>,
+        parts: &mut Parts,
+        body: &mut Option<B>,
+        route: &mut Route,
+        busy: &Busy,
     ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
@@ -162,7 +170,7 @@ impl<M: GatewayStack> Served<M> {
             parts.method = Method::GET;
             route.proof = complete_websocket(&mut parts.headers);
         }
-        let mut body = Left::of(route.body).map(|left| (body, left));
+        let mut body = body.take().zip(Left::of(route.body));
         // A stream that was kept may have been closed by its target at this very moment. What certainly changes
         // nothing twice is then asked again, on a new one.
         let may_repeat = body.is_none() && parts.method.is_idempotent();
@@ -170,9 +178,10 @@ impl<M: GatewayStack> Served<M> {
         let mut said = BytesMut::new();
         let mut fresh = false;
         loop {
-            let (stream, lease) = self.dial(&dials, &route, parent.clone(), fresh).await?;
+            let (lease, dialled) = self.dial(dials, &route.target, parent.clone(), fresh);
+            let stream = dialled.await.map_err(|error| Refusal::of(&*error).towards(&route.target))?;
             if !fresh {
-                said = self.say(&mut parts, &route, !lease.is_served());
+                said = self.say(parts, route, !lease.is_served());
             }
             let repeats = may_repeat && lease.is_reused();
             let request = exchange::Request {
@@ -183,7 +192,7 @@ impl<M: GatewayStack> Served<M> {
                 upgrades: route.upgrade.is_some(),
             };
             let exchange = Box::new(Exchange::new(stream, request, lease, busy.clone(), &self.config));
-            match self.respond(&parts, &route, exchange).await {
+            match self.respond(parts, route, exchange).await {
                 Err(fault) if repeats && fault.is_unheard() => {
                     debug!(target = %route.target, "a kept stream had ended, dialling anew");
                     fresh = true;
@@ -195,22 +204,20 @@ impl<M: GatewayStack> Served<M> {
     }
 
     /// Dials; the answer may be a kept stream unless a `fresh` one is asked for.
-    async fn dial(
+    fn dial<D: DialService<Response = StreamOf<M>>>(
         &self,
-        dials: &impl DialService<Response = StreamOf<M>>,
-        route: &Route,
+        dials: &D,
+        target: &Target,
         parent: Option<TraceParent>,
         fresh: bool,
-    ) -> Result<(StreamOf<M>, Lease), Refusal> {
+    ) -> (Lease, impl Future<Output = Result<StreamOf<M>, BoxError>> + Send + use<M, D>) {
         let lease = Lease::new(self.session.park.clone(), fresh);
-        let mut dial = Dial::tcp(route.target.clone(), self.source, Front::HTTP);
+        let mut dial = Dial::tcp(target.clone(), self.source, Front::HTTP);
         lease.attach(&mut dial);
         if let Some(parent) = parent {
             dial.extensions.insert(parent);
         }
-        let dialled = dials.dial(dial).await;
-        let stream = dialled.map_err(|error| Refusal::of(&*error).towards(&route.target))?;
-        Ok((stream, lease))
+        (lease, dials.dial(dial))
     }
 
     /// The head for the target. Takes the user's apart: its fields are slices of what the user's connection was read
@@ -255,7 +262,7 @@ impl<M: GatewayStack> Served<M> {
             response.extensions_mut().insert(reason);
         }
         let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let length = content_length(&head.headers).ok().flatten().filter(|_| !bodiless);
+        let length = exchange.length().filter(|_| !bodiless);
         let mut headers = head.headers;
         clean_response(&mut headers, head.http_11, length, &self.config.name);
         *response.headers_mut() = headers;
@@ -308,7 +315,7 @@ impl<M: GatewayStack> Served<M> {
 /// The trace the user's request belongs to: the dial continues it, and the target is told of it as it is. Two contexts
 /// are none (Trace Context section 3.2.1).
 fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
-    let mut values = headers.get_all("traceparent").iter();
+    let mut values = headers.get_all(TRACEPARENT).iter();
     let only = values.next().filter(|_| values.next().is_none())?;
     TraceParent::parse(only.to_str().ok()?)
 }

@@ -110,10 +110,10 @@ impl ResponseHead {
         self.http_11 && !list_has(&self.headers, &CONNECTION, "close")
     }
 
-    /// How the body's end is known (RFC 9112 section 6.3), the answer being one to `method`.
-    pub(crate) fn framing(&self, method: &Method) -> Result<Framing, Malformed> {
+    /// How the body's end is known (RFC 9112 section 6.3), the answer being one to `method` and claiming this
+    /// [length](content_length).
+    pub(crate) fn framing(&self, method: &Method, length: Option<u64>) -> Result<Framing, Malformed> {
         let coded = self.headers.contains_key(TRANSFER_ENCODING);
-        let length = content_length(&self.headers)?;
         if coded && (length.is_some() || !self.http_11) {
             return Err(Malformed::Length);
         }
@@ -156,10 +156,7 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Malform
     let mut length = None;
     for value in headers.get_all(CONTENT_LENGTH) {
         for text in value.as_bytes().split(|byte| *byte == b',') {
-            let text = text.trim_ascii();
-            let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-            let text = std::str::from_utf8(text).ok().filter(|_| digits);
-            let number = text.and_then(|text| text.parse::<u64>().ok()).ok_or(Malformed::Length)?;
+            let number = number(text.trim_ascii()).ok_or(Malformed::Length)?;
             if length.is_some_and(|length| length != number) {
                 return Err(Malformed::Length);
             }
@@ -167,6 +164,13 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Malform
         }
     }
     Ok(length)
+}
+
+/// Decimal digits, nothing else.
+fn number(digits: &[u8]) -> Option<u64> {
+    let (first, others) = digits.split_first()?;
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    others.iter().try_fold(digit(first)?, |number, byte| number.checked_mul(10)?.checked_add(digit(byte)?))
 }
 
 /// Whether the transfer coding is `chunked` and nothing else, written once.
@@ -371,7 +375,7 @@ pub(crate) fn check_split(data: &[u8]) {
             "a head ends at its empty line"
         );
         assert!((0..*length).all(|cut| matches!(ResponseHead::decode(&wire[..cut]), Ok(None))));
-        let _ = head.framing(&Method::GET);
+        let _ = content_length(&head.headers).and_then(|length| head.framing(&Method::GET, length));
     }
     let (body, end) = read_chunks(&[wire]);
     let parts = read_chunks(&[&wire[..split], &wire[split..]]);
@@ -419,7 +423,8 @@ mod tests {
     }
 
     fn framing(fields: &str) -> Result<Framing, Malformed> {
-        head(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n"))?.framing(&Method::GET)
+        let head = head(&format!("HTTP/1.1 200 OK\r\n{fields}\r\n"))?;
+        head.framing(&Method::GET, content_length(&head.headers)?)
     }
 
     #[test]
@@ -462,10 +467,10 @@ mod tests {
     fn h20_bodiless_responses_have_none_whatever_length_they_name() {
         for status in ["204 No Content", "304 Not Modified"] {
             let head = head(&format!("HTTP/1.1 {status}\r\nContent-Length: 7\r\n\r\n")).unwrap();
-            assert_eq!(head.framing(&Method::GET), Ok(Framing::Length(0)));
+            assert_eq!(head.framing(&Method::GET, Some(7)), Ok(Framing::Length(0)));
         }
         let head = head("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n").unwrap();
-        assert_eq!(head.framing(&Method::HEAD), Ok(Framing::Length(0)));
+        assert_eq!(head.framing(&Method::HEAD, Some(7)), Ok(Framing::Length(0)));
         assert_eq!(framing(""), Ok(Framing::UntilEnd));
     }
 
