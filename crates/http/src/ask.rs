@@ -108,16 +108,21 @@ fn basic(value: &HeaderValue) -> Option<Credentials> {
         &base64::alphabet::STANDARD,
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
     );
-    let value = value.to_str().ok()?;
-    let (scheme, encoded) = value.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") {
+    let value = value.as_bytes();
+    let space = value.iter().position(|byte| *byte == b' ')?;
+    let (scheme, encoded) = (&value[..space], value[space..].trim_ascii());
+    if !scheme.eq_ignore_ascii_case(b"basic") {
         return None;
     }
-    let pair = String::from_utf8(BASE64.decode(encoded.trim()).ok()?).ok()?;
-    let (username, password) = pair.split_once(':')?;
+    let pair = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
+    let colon = pair.bytes().position(|byte| byte == b':')?;
     // Neither may hold control characters, nor could a log line show them.
-    let plain = |text: &str| !text.chars().any(char::is_control);
-    (plain(username) && plain(password)).then(|| Credentials::new(username, password))
+    let plain = if pair.is_ascii() {
+        !pair.bytes().any(|byte| byte.is_ascii_control())
+    } else {
+        !pair.chars().any(char::is_control)
+    };
+    plain.then(|| Credentials::new(&pair[..colon], &pair[colon + 1..]))
 }
 
 fn uri_length(parts: &Parts) -> usize {
@@ -126,6 +131,23 @@ fn uri_length(parts: &Parts) -> usize {
     scheme + authority + parts.uri.path_and_query().map_or(0, |path| path.as_str().len())
 }
 
+/// The bytes that may stand in a `Host` field (RFC 3986 section 3.2.2); names that are not ASCII are left to others.
+static IN_HOST: [bool; 256] = {
+    let mut valid = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        valid[byte] = byte >= 128 || (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"-._~%!$&'()*+;=:[]";
+    let mut index = 0;
+    while index < others.len() {
+        valid[others[index] as usize] = true;
+        index += 1;
+    }
+    valid
+};
+
 /// One valid `Host` in HTTP/1.1, at most one elsewhere (RFC 9112 section 3.2), whatever the URI says besides.
 fn check_host(parts: &Parts) -> Result<(), Refusal> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
@@ -133,9 +155,7 @@ fn check_host(parts: &Parts) -> Result<(), Refusal> {
         let required = parts.version == Version::HTTP_11;
         return if required { Err(Refusal::bad_request("A Host field is required.\n")) } else { Ok(()) };
     };
-    let valid =
-        |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(byte) || !byte.is_ascii();
-    if hosts.next().is_some() || !host.as_bytes().iter().all(valid) {
+    if hosts.next().is_some() || !host.as_bytes().iter().all(|byte| IN_HOST[usize::from(*byte)]) {
         return Err(Refusal::bad_request("One valid Host field is required.\n"));
     }
     Ok(())
@@ -235,9 +255,16 @@ fn absolute(parts: &Parts) -> Result<(Target, String), Refusal> {
 /// Whether an IPv4 address and perhaps a port are written as they are said to the target: in digits and three dots, and
 /// without the port that need not be said.
 fn is_plain(authority: &str, port: u16) -> bool {
-    let plain = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b':');
-    let dots = authority.bytes().filter(|byte| *byte == b'.').count();
-    authority.bytes().all(plain) && dots == 3 && (port != 80) == authority.contains(':')
+    let (mut dots, mut colon) = (0, false);
+    for byte in authority.bytes() {
+        match byte {
+            b'0'..=b'9' => {}
+            b'.' => dots += 1,
+            b':' => colon = true,
+            _ => return false,
+        }
+    }
+    dots == 3 && (port != 80) == colon
 }
 
 fn target(authority: &str, default: u16) -> Result<Target, InvalidTarget> {
