@@ -46,8 +46,8 @@ pub(crate) fn dials(parts: Parts) -> BoxDial {
             .layer(parts.bandwidth)         // bytes: credit comes back more slowly, nothing is buffered
             .retry(parts.wait)              // a client that reconnects goes unnoticed; waits without a seat
             .layer(parts.queue)             // bounded, fair, with a deadline; the seat rides in the stream
-            .timeout(parts.dial_timeout)    // the dial itself, other clients tried included
             .layer(parts.reuse)             // a request may follow another of its connection on one stream
+            .timeout(parts.dial_timeout)    // the dial itself, other clients tried included
             .service(parts.balance),        // the terminal: one stream on one client's tunnel
     )
 }

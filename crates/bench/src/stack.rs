@@ -149,8 +149,8 @@ fn assemble(acl: AclLayer, rate: RateLimitLayer, bandwidth: BandwidthLayer, seat
             .layer(bandwidth)
             .retry(WaitForClient::new(members.clone(), Duration::from_secs(3)))
             .layer(QueueLayer::new(seats))
-            .timeout(Duration::from_secs(20))
             .layer(ReuseLayer::new())
+            .timeout(Duration::from_secs(20))
             .service(Balance::new(Strategy::LeastLoaded, members)),
     )
 }

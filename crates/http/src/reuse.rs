@@ -1,7 +1,7 @@
 //! Keep-alive to targets that skips no rule.
 //!
 //! Every request of a user is a [`Dial`] of its own and passes the whole stack: it is judged, counted and given a
-//! seat. What an HTTP front saves is the last step only: directly around the terminal service, a [`ReuseLayer`] may
+//! seat. What an HTTP front saves is the last step only: around the terminal service, a [`ReuseLayer`] may
 //! answer the dial with a stream that an earlier request of *the same user connection, identity and target* has
 //! left behind in good order.
 //!
@@ -38,7 +38,7 @@ const FAREWELL_BYTES: usize = 64 * 1024;
 const MAX_LEAVING: usize = 16;
 
 /// Lets HTTP fronts use a stream to a target for more than one request. Belongs directly around the terminal
-/// service, below everything that decides or counts.
+/// service, below everything that decides or counts; only what bounds the time of a real dial may stand between them.
 ///
 /// Without it everything works, with one stream per request. Dials of other fronts pass through untouched.
 ///
