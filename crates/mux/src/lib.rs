@@ -12,6 +12,7 @@
 //!
 //! use anyproxy_mux::{Client, Config, Event, Gateway, Mux};
 //! use anyproxy_mux::frame::{ClientHello, GatewayHello, HostRef, Open, OpenOk};
+//! use bytes::Bytes;
 //!
 //! let now = Instant::now();
 //! let mut gateway = Mux::<Gateway>::new(Config::default(), now);
@@ -27,7 +28,7 @@
 //!
 //! // A user wants something; the client dials it.
 //! let id = gateway.open(Open::tcp(HostRef::Name("intranet".into()), 80))?;
-//! gateway.send(id, "GET / HTTP/1.0\r\n\r\n".into());
+//! gateway.send(id, Bytes::from_static(b"GET / HTTP/1.0\r\n\r\n"));
 //! while let Some(frame) = gateway.poll_transmit(now) {
 //!     client.handle_frame(now, frame)?;
 //! }
