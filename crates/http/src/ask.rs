@@ -115,14 +115,10 @@ fn basic(value: &HeaderValue) -> Option<Credentials> {
         return None;
     }
     let pair = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
-    let colon = pair.bytes().position(|byte| byte == b':')?;
+    let (username, password) = pair.split_once(':')?;
     // Neither may hold control characters, nor could a log line show them.
-    let plain = if pair.is_ascii() {
-        !pair.bytes().any(|byte| byte.is_ascii_control())
-    } else {
-        !pair.chars().any(char::is_control)
-    };
-    plain.then(|| Credentials::new(&pair[..colon], &pair[colon + 1..]))
+    let plain = !pair.chars().any(char::is_control);
+    plain.then(|| Credentials::new(username, password))
 }
 
 fn uri_length(parts: &Parts) -> usize {
@@ -131,22 +127,14 @@ fn uri_length(parts: &Parts) -> usize {
     scheme + authority + parts.uri.path_and_query().map_or(0, |path| path.as_str().len())
 }
 
-/// The bytes that may stand in a `Host` field (RFC 3986 section 3.2.2); names that are not ASCII are left to others.
-static IN_HOST: [bool; 256] = {
-    let mut valid = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        valid[byte] = byte >= 128 || (byte as u8).is_ascii_alphanumeric();
-        byte += 1;
-    }
-    let others = b"-._~%!$&'()*+;=:[]";
-    let mut index = 0;
-    while index < others.len() {
-        valid[others[index] as usize] = true;
-        index += 1;
-    }
-    valid
-};
+/// Whether a byte may stand in a `Host` field (RFC 3986 section 3.2.2); names that are not ASCII are left to others.
+const fn may_be_in_host(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | 0x80.. | b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&'
+            | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=' | b':' | b'[' | b']'
+    )
+}
 
 /// One valid `Host` in HTTP/1.1, at most one elsewhere (RFC 9112 section 3.2), whatever the URI says besides.
 fn check_host(parts: &Parts) -> Result<(), Refusal> {
@@ -155,7 +143,7 @@ fn check_host(parts: &Parts) -> Result<(), Refusal> {
         let required = parts.version == Version::HTTP_11;
         return if required { Err(Refusal::bad_request("A Host field is required.\n")) } else { Ok(()) };
     };
-    if hosts.next().is_some() || !host.as_bytes().iter().all(|byte| IN_HOST[usize::from(*byte)]) {
+    if hosts.next().is_some() || !host.as_bytes().iter().all(|byte| may_be_in_host(*byte)) {
         return Err(Refusal::bad_request("One valid Host field is required.\n"));
     }
     Ok(())

@@ -148,7 +148,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
     use std::sync::Arc;
 
-    use rustls::crypto::{CryptoProvider, aws_lc_rs};
+    use rustls::crypto::aws_lc_rs;
     use rustls::pki_types::{PrivateKeyDer, ServerName};
     use rustls::{
         CipherSuite, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
@@ -171,7 +171,7 @@ mod tests {
         roots.add(chain[0].clone()).unwrap();
         replace(&mut provider.cipher_suites);
         provider.cipher_suites.retain(|offered| offered.suite() == suite);
-        let client = ClientConfig::builder_with_provider(Arc::new(CryptoProvider { ..provider }))
+        let client = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)

@@ -150,8 +150,19 @@ fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     }
 }
 
+/// Masks a piece where it lies, or gives it back: if it is short, or somebody else has a part of what it lies in.
+fn mask_in_place(piece: Bytes, key: [u8; 4]) -> Result<Bytes, Bytes> {
+    if piece.len() < COPIED_BELOW {
+        return Err(piece);
+    }
+    let mut own = piece.try_into_mut()?;
+    apply_mask(&mut own, key);
+    Ok(own.freeze())
+}
+
 /// Appends a copy, masked if there is a key.
 fn copy_masked(piece: &[u8], key: Option<[u8; 4]>, dst: &mut BytesMut) {
+    dst.reserve(piece.len());
     for block in piece.chunks(STRIDE) {
         let at = dst.len();
         dst.extend_from_slice(block);
@@ -307,23 +318,15 @@ impl Encoder {
         let length = pieces.iter().map(Bytes::len).sum();
         let key = self.encode_head(Opcode::Binary, length, dst.block());
         let mut offset = 0;
-        for mut piece in pieces.drain(..) {
-            let key = key.map(|key| key_at(key, offset));
-            offset += piece.len();
-            if let Some(key) = key {
-                if piece.len() >= COPIED_BELOW {
-                    piece = match piece.try_into_mut() {
-                        Ok(mut own) => {
-                            apply_mask(&mut own, key);
-                            dst.push(own.freeze());
-                            continue;
-                        }
-                        Err(shared) => shared,
-                    };
-                }
-                copy_masked(&piece, Some(key), dst.block());
-            } else {
+        for piece in pieces.drain(..) {
+            let Some(key) = key.map(|key| key_at(key, offset)) else {
                 dst.push(piece);
+                continue;
+            };
+            offset += piece.len();
+            match mask_in_place(piece, key) {
+                Ok(masked) => dst.push(masked),
+                Err(piece) => copy_masked(&piece, Some(key), dst.block()),
             }
         }
     }
