@@ -8,11 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use anyproxy_core::{Datagrams, MAX_DATAGRAM};
 use anyproxy_tunnel::Stream;
+use anyproxy_udp::{Burst, Way};
 use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
@@ -140,6 +141,24 @@ struct Shared {
     evicted: Notify,
 }
 
+impl Shared {
+    /// Takes what the user has sent: all there is, one at least. An end that comes behind it is found again.
+    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Burst, End>> {
+        let mut datagrams = lock(&self.datagrams);
+        let mut burst = Burst::take();
+        while !burst.is_full() {
+            match datagrams.poll_recv(cx, burst.begin()) {
+                Poll::Ready(Ok(true)) => burst.commit(),
+                _ if !burst.is_empty() => break,
+                Poll::Ready(Ok(false)) => return Poll::Ready(Err(End::Whole)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::UserLost)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(burst))
+    }
+}
+
 impl Routes {
     /// Lets `destination` answer to this flow.
     fn claim(&self, destination: SocketAddr, shared: &Arc<Shared>) {
@@ -233,7 +252,7 @@ pub(crate) async fn keep(association: Arc<Association>, stream: Stream) -> End {
 pub(crate) struct Flow {
     association: Arc<Association>,
     socket: Arc<UdpSocket>,
-    destination: SocketAddr,
+    way: Way,
     shared: Arc<Shared>,
     up: u64,
 }
@@ -252,7 +271,7 @@ impl Flow {
             first: OnceLock::new(),
             evicted: Notify::new(),
         };
-        Self { association, socket, destination, shared: Arc::new(shared), up: 0 }
+        Self { association, socket, way: Way::to(destination), shared: Arc::new(shared), up: 0 }
     }
 
     /// Runs until the user is done with it, or has sent nothing for `idle`. Answers do not prolong it (RFC 4787
@@ -260,13 +279,11 @@ impl Flow {
     pub(crate) async fn run(&mut self, idle: Duration) -> End {
         let mut timer = pin!(sleep_until(Instant::now() + idle));
         loop {
-            let mut datagram = BytesMut::new();
             tokio::select! {
-                received = poll_fn(|cx| lock(&self.shared.datagrams).poll_recv(cx, &mut datagram)) => {
+                received = poll_fn(|cx| self.shared.poll_recv(cx)) => {
                     match received {
-                        Ok(true) => self.send(&datagram).await,
-                        Ok(false) => return End::Whole,
-                        Err(_) => return End::UserLost,
+                        Ok(burst) => self.send(burst).await,
+                        Err(end) => return end,
                     }
                     timer.as_mut().reset(Instant::now() + idle);
                 }
@@ -277,11 +294,13 @@ impl Flow {
     }
 
     /// A datagram that cannot be sent costs itself, never the flow.
-    async fn send(&mut self, payload: &[u8]) {
-        self.association.routes.claim(self.destination, &self.shared);
-        match self.socket.send_to(payload, self.destination).await {
-            Ok(_) => self.up += payload.len() as u64,
-            Err(error) => tracing::debug!(%error, destination = %self.destination, "a datagram was not sent"),
+    async fn send(&mut self, burst: Burst) {
+        let destination = self.way.destination();
+        self.association.routes.claim(destination, &self.shared);
+        let sent = burst.send(&self.socket, &self.way).await;
+        self.up += sent.bytes as u64;
+        if let Some(error) = sent.error {
+            tracing::debug!(%error, %destination, "a datagram was not sent");
         }
     }
 
@@ -296,6 +315,6 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.association.routes.release(self.destination, &self.shared);
+        self.association.routes.release(self.way.destination(), &self.shared);
     }
 }

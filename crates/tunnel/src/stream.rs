@@ -170,21 +170,32 @@ impl Stream {
     fn write_datagrams(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         let total = bufs.iter().map(|buf| buf.len()).sum();
         let Some(partial) = &mut self.partial else { return Ok(0) };
+        // The usual case: a whole one, as `Datagrams` writes it.
+        if partial.is_empty()
+            && let [length, payload] = bufs
+            && u16::try_from(payload.len()).is_ok_and(|expected| length[..] == expected.to_be_bytes())
+        {
+            self.push_datagram(Bytes::copy_from_slice(payload))?;
+            return Ok(total);
+        }
         let mut bytes = mem::take(&mut **partial);
         bytes.reserve(total);
         bufs.iter().for_each(|buf| bytes.extend_from_slice(buf));
-        let mut must_ring = false;
         while let Some(datagram) = split_datagram(&mut bytes) {
-            let (kept, ring) = self.cell.lock().push_datagram(datagram)?;
-            must_ring |= ring;
-            if !kept {
-                self.shared.gauges.dropped_datagrams.fetch_add(1, Ordering::Relaxed);
-            }
+            self.push_datagram(datagram)?;
         }
         // A copy, so that the datagrams passed on do not share their memory with what waits here.
-        **partial = BytesMut::from(&bytes[..]);
-        self.ring_if(must_ring);
+        self.partial = Some(Box::new(BytesMut::from(&bytes[..])));
         Ok(total)
+    }
+
+    fn push_datagram(&self, datagram: Bytes) -> io::Result<()> {
+        let (kept, ring) = self.cell.lock().push_datagram(datagram)?;
+        if !kept {
+            self.shared.gauges.dropped_datagrams.fetch_add(1, Ordering::Relaxed);
+        }
+        self.ring_if(ring);
+        Ok(())
     }
 }
 

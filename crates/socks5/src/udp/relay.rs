@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyproxy_core::{BoxError, BoxFuture, ByteStream, Datagrams, Outcome, Target, end_turn};
 use anyproxy_front::Scratch;
-use bytes::{Bytes, BytesMut};
+use anyproxy_udp::{Burst, Way};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::FuturesUnordered;
@@ -113,14 +114,7 @@ where
     ) -> Self {
         let now = Instant::now();
         Self {
-            user: Arc::new(UserPort {
-                socket,
-                ip,
-                port,
-                address: OnceLock::new(),
-                buf: Mutex::default(),
-                drops: drops.clone(),
-            }),
+            user: Arc::new(UserPort { socket, ip, port, way: OnceLock::new(), drops: drops.clone() }),
             dial,
             idle_timeout: config.idle_timeout,
             max_destinations: config.max_destinations.get(),
@@ -368,22 +362,25 @@ impl<S: ByteStream> Future for Answers<S> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Target> {
         let mut flow = self.flow.lock();
-        let mut buf = self.user.buf.lock().unwrap_or_else(PoisonError::into_inner);
-        buf.clear();
-        encode_header(&self.target, &mut *buf);
-        let header = buf.len();
-        for _ in 0..BATCH {
-            match ready!(flow.poll_recv(cx, &mut buf)) {
-                Ok(true) => self.user.send(&buf),
-                Ok(false) => return Poll::Ready(self.target.clone()),
-                Err(error) => {
-                    debug!(target = %self.target, %error, "a destination was lost");
-                    return Poll::Ready(self.target.clone());
-                }
+        let mut answers = Burst::take();
+        let ended = loop {
+            if answers.is_full() {
+                break end_turn(cx);
             }
-            buf.truncate(header);
-        }
-        end_turn(cx)
+            let answer = answers.begin();
+            encode_header(&self.target, answer);
+            match flow.poll_recv(cx, answer) {
+                Poll::Ready(Ok(true)) => answers.commit(),
+                Poll::Ready(Ok(false)) => break Poll::Ready(self.target.clone()),
+                Poll::Ready(Err(error)) => {
+                    debug!(target = %self.target, %error, "a destination was lost");
+                    break Poll::Ready(self.target.clone());
+                }
+                Poll::Pending => break Poll::Pending,
+            }
+        };
+        self.user.send(answers);
+        ended
     }
 }
 
@@ -394,30 +391,27 @@ struct UserPort {
     ip: IpAddr,
     /// ... and from this port, if the user named one.
     port: Option<u16>,
-    /// Where the first one came from: the only address others may come from, and answers go to.
-    address: OnceLock<SocketAddr>,
-    /// Where answers are put together, one at a time.
-    buf: Mutex<BytesMut>,
+    /// To where the first one came from: the only address others may come from, and answers go to.
+    way: OnceLock<Way>,
     drops: Arc<UdpDrops>,
 }
 
 impl UserPort {
     fn is(&self, source: SocketAddr) -> bool {
-        match self.address.get() {
-            Some(address) => *address == source,
+        match self.way.get() {
+            Some(way) => way.destination() == source,
             None => source.ip() == self.ip && self.port.is_none_or(|port| port == source.port()),
         }
     }
 
     fn pin(&self, source: SocketAddr) {
-        self.address.get_or_init(|| source);
+        self.way.get_or_init(|| Way::to(source));
     }
 
-    /// Sends now or drops whole.
-    fn send(&self, datagram: &[u8]) {
-        let sent = self.address.get().is_some_and(|user| self.socket.try_send_to(datagram, *user).is_ok());
-        if !sent {
-            self.drops.add(Dropped::Unsent, 1);
-        }
+    /// Sends now, or drops those that there is no room for.
+    fn send(&self, answers: Burst) {
+        let asked = answers.len();
+        let sent = self.way.get().map_or(0, |user| answers.try_send(&self.socket, user).datagrams);
+        self.drops.add(Dropped::Unsent, asked - sent);
     }
 }
