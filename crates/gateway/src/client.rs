@@ -72,7 +72,7 @@ pub struct TunnelStatus {
     pub unsent: usize,
     /// The last round trip measured.
     pub rtt: Option<Duration>,
-    /// Whether it has bytes to send and nothing has left for some seconds.
+    /// Whether it has bytes to send that are not taken, and nothing was heard for some seconds.
     pub stalled: bool,
 }
 

@@ -354,7 +354,10 @@ impl<E: End, C: Carrier> Engine<E, C> {
             });
             match received {
                 Poll::Pending => return Ok(Left::Nothing),
-                Poll::Ready(Ok(())) => self.core.deliver(&mut self.link.mux),
+                Poll::Ready(Ok(())) => {
+                    self.core.shared.gauges.heard(now);
+                    self.core.deliver(&mut self.link.mux);
+                }
                 Poll::Ready(Err(error)) => return Err(self.broken(error)),
             }
         }

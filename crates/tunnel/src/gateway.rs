@@ -168,7 +168,7 @@ impl Tunnel {
         self.shared().gauges.rtt()
     }
 
-    /// Whether something waits to be sent, and the carrier has taken nothing for three seconds.
+    /// Whether something waits to be sent that the carrier does not take, and the peer has said nothing for three seconds.
     pub fn is_stalled(&self) -> bool {
         self.shared().gauges.is_stalled(now())
     }

@@ -13,7 +13,7 @@ use crate::cell::Bell;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{CloseReason, Config};
 
-/// How long nothing may leave, though something waits, before a tunnel counts as stalled.
+/// How long something may wait to be sent, and nothing be heard, before a tunnel counts as stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 
 /// What a stream takes from its writer where memory is short: little, and never nothing, or it would not end.
@@ -135,6 +135,18 @@ impl Gauges {
         } else if self.blocked.load(Ordering::Relaxed) == 0 {
             self.blocked.store(self.millis(now) + 1, Ordering::Relaxed);
         }
+    }
+
+    /// Notes that the peer said something. Where it is sent more than the line takes, that is how one sees that the line
+    /// moves: it gives credit for what arrives.
+    pub(crate) fn heard(&self, now: Instant) {
+        if self.is_blocked() {
+            self.blocked.store(self.millis(now) + 1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn is_stalled(&self, now: Instant) -> bool {

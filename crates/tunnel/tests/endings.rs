@@ -267,6 +267,32 @@ async fn a_tunnel_that_takes_nothing_for_seconds_is_stalled() {
     assert!(pair.gateway.is_stalled());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_is_full_for_minutes_and_moves_is_not_stalled() {
+    // A line of 200 kB a second, before which the gateway's end always waits.
+    let (near, line) = duplex(64 * 1024);
+    let (exit, far) = duplex(64 * 1024);
+    let (mut from_near, mut to_near) = tokio::io::split(line);
+    let (mut from_far, mut to_far) = tokio::io::split(exit);
+    let slow = tokio::spawn(async move {
+        let mut packet = [0; 20_000];
+        while let Ok(length @ 1..) = from_near.read(&mut packet).await {
+            to_far.write_all(&packet[..length]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    tokio::spawn(async move { tokio::io::copy(&mut from_far, &mut to_near).await });
+    let mut pair = Pair::over(near, far, Config::default()).await;
+    let (mut near_end, mut far_end) = pair.stream(tcp()).await;
+    let writer = tokio::spawn(async move { while near_end.write_all(&[0; 10_000]).await.is_ok() {} });
+    for second in 0..60 {
+        far_end.read_exact(&mut [0; 150_000]).await.unwrap();
+        assert!(!pair.gateway.is_stalled(), "after {second} s");
+    }
+    writer.abort();
+    slow.abort();
+}
+
 // === The tunnel ends in order ===
 
 #[tokio::test]

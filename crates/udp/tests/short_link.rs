@@ -13,7 +13,13 @@ use tokio::net::UdpSocket;
 fn what_does_not_pass_as_a_row_passes_one_by_one() {
     // A loopback of this test's own, with packets of at most 1,000 bytes.
     let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--net", "sh", "-c", "ip link set lo mtu 1000 up && exec \"$0\" \"$@\""]);
+    command.args([
+        "--map-root-user",
+        "--net",
+        "sh",
+        "-c",
+        "ip link set lo mtu 1000 up && exec \"$0\" \"$@\"",
+    ]);
     command.arg(current_exe().unwrap()).args(["--ignored", "--exact", "behind_a_short_link"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
