@@ -28,9 +28,8 @@ pub struct Config {
     pub client_id: String,
     /// The group whose users this client serves \[`default`\].
     pub group: String,
-    /// Tunnels to keep to each gateway, 1 to [`MAX_REPLICAS`] \[1\]. More use more cores and survive the loss of one
-    /// connection without a gap.
-    pub replicas: usize,
+    /// Tunnels to keep to each gateway \[1\]. More use more cores, and survive the loss of one connection without a gap.
+    pub replicas: Replicas,
     /// What the client logs in with.
     pub credentials: Credentials,
     /// What may be dialled \[everything\], judged by target and network alone: what a gateway says of the user cannot
@@ -72,7 +71,7 @@ impl Config {
             tls,
             client_id: client_id.into(),
             group: DEFAULT_GROUP.to_owned(),
-            replicas: 1,
+            replicas: Replicas::exactly(1),
             credentials,
             rules: Policy::default(),
             open_ports: Vec::new(),
@@ -98,7 +97,8 @@ impl Config {
         let is_word = |text: &str| !text.is_empty() && !text.chars().any(char::is_control);
         check(is_word(&self.client_id) && self.client_id.len() <= MAX_CLIENT_ID, InvalidConfig::ClientId)?;
         check(is_word(&self.group) && self.group.len() <= MAX_GROUP, InvalidConfig::Group)?;
-        check((1..=MAX_REPLICAS).contains(&self.replicas), InvalidConfig::Replicas)?;
+        let Replicas { min, max } = self.replicas;
+        check(1 <= min && min <= max && max <= MAX_REPLICAS, InvalidConfig::Replicas)?;
         check(!self.credentials.username.contains(':'), InvalidConfig::Username)?;
         check(self.open_ports.len() <= MAX_PORTS, InvalidConfig::TooManyPorts)?;
         for (index, port) in self.open_ports.iter().enumerate() {
@@ -121,6 +121,28 @@ impl Config {
                 ServerName::try_from(name.as_str().to_owned()).map_err(|_| InvalidConfig::ServerName)
             }
         }
+    }
+}
+
+/// How many tunnels are kept to a gateway, from 1 to [`MAX_REPLICAS`].
+///
+/// There are as few as `min`. While all are full, one more is opened every few seconds, up to `max`; where none was full
+/// for a minute one is given back, and its streams may finish. A tunnel is full while its connection takes less than there is
+/// to send to the gateway, or the [thread](Config::seats) that serves it has hardly a moment left and another has.
+/// Streams stay on the tunnel they began on: more tunnels help those that come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replicas {
+    /// The least.
+    pub min: usize,
+    /// The most.
+    pub max: usize,
+}
+
+impl Replicas {
+    /// Always so many.
+    #[must_use]
+    pub const fn exactly(number: usize) -> Self {
+        Self { min: number, max: number }
     }
 }
 
@@ -153,7 +175,7 @@ pub enum InvalidConfig {
     ClientId,
     /// The group's name is empty, too long, or has control characters.
     Group,
-    /// No tunnels, or more than [`MAX_REPLICAS`].
+    /// No tunnels, or more than [`MAX_REPLICAS`], or a least that is more than the most.
     Replicas,
     /// The user name has a colon, which Basic authentication cannot carry (RFC 7617 section 2).
     Username,
@@ -175,7 +197,9 @@ impl fmt::Display for InvalidConfig {
             Self::Group => {
                 write!(f, "a group's name has 1 to {MAX_GROUP} bytes and no control characters")
             }
-            Self::Replicas => write!(f, "a client keeps 1 to {MAX_REPLICAS} tunnels to a gateway"),
+            Self::Replicas => {
+                write!(f, "a client keeps 1 to {MAX_REPLICAS} tunnels to a gateway, and min is not above max")
+            }
             Self::Username => f.write_str("the user name of a client must not have a colon"),
             Self::ServerName => f.write_str("the gateway's name cannot stand in a certificate"),
             Self::TooManyPorts => write!(f, "a client asks for at most {MAX_PORTS} ports"),

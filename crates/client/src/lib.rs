@@ -7,7 +7,7 @@
 //! only the client sees the addresses behind names: they narrow, and nothing a gateway sends widens.
 //!
 //! - [`Config`] is what a client is told at its start;
-//! - [`Client::run`] keeps `replicas` tunnels to each gateway, for ever: what is lost is connected again, with
+//! - [`Client::run`] keeps [`Replicas`] of tunnels to each gateway, for ever: what is lost is connected again, with
 //!   patience that grows and is random, so that a gateway which restarts is not run over;
 //! - [`Handle`] swaps the rules of a running client, and tells how many tunnels stand.
 //!
@@ -37,6 +37,9 @@ mod tls;
 
 mod client;
 
+mod pool;
+mod supervisor;
+
 mod backoff;
 mod link;
 mod resolve;
@@ -56,7 +59,7 @@ mod access;
 mod tests;
 
 pub use client::{Client, Handle};
-pub use config::{Config, InvalidConfig, MAX_REPLICAS, OpenPort};
+pub use config::{Config, InvalidConfig, MAX_REPLICAS, OpenPort, Replicas};
 pub use tls::{ClientTls, TlsError};
 
 pub use anyproxy_tunnel::frame::Transport;

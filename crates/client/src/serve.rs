@@ -35,15 +35,16 @@ pub(crate) enum Left {
     GoAway(GoAwayCode),
     /// It has ended.
     Ended(CloseReason),
-    /// This client stops.
-    Stopped,
+    /// The client does without it: it stops, or has more than it needs.
+    Unneeded,
 }
 
 /// Serves the gateway's requests on `link` until the tunnel has ended, and says through `left` when it is no
-/// longer to be counted on. On `stop` it drains.
+/// longer to be counted on. On `leave` it drains; on `stop` for so long as the client may.
 pub(crate) async fn serve(
     client: Arc<Shared>,
     link: Link,
+    leave: CancellationToken,
     stop: CancellationToken,
     left: oneshot::Sender<Left>,
 ) {
@@ -58,12 +59,12 @@ pub(crate) async fn serve(
     let mut versions = Versions::default();
     // Both go once the tunnel is out of service.
     let (mut left, mut live) = (Some(left), Some(client.live.enter()));
-    let mut leave = |how| {
+    let mut has_left = |how| {
         drop(live.take());
         // Nobody listens any more if the client stops.
         left.take().is_some_and(|left| left.send(how).is_ok())
     };
-    let mut deadline = None;
+    let (mut draining, mut deadline) = (false, None);
     loop {
         tokio::select! {
             request = requests.next() => match request {
@@ -71,14 +72,17 @@ pub(crate) async fn serve(
                 Some(Request::Rules { version, rules }) => versions.add(version, rules).await,
                 Some(Request::GoAway(GoAway { code, reason, .. })) => {
                     tracing::info!(%session, %code, reason = %Escaped(&reason), "the gateway closes a tunnel");
-                    leave(Left::GoAway(code));
+                    has_left(Left::GoAway(code));
                 }
                 Some(_) => {}
                 None => break,
             },
-            () = stop.cancelled(), if deadline.is_none() => {
+            () = leave.cancelled(), if !draining => {
+                draining = true;
                 tunnel.drain();
-                leave(Left::Stopped);
+                has_left(Left::Unneeded);
+            }
+            () = stop.cancelled(), if deadline.is_none() => {
                 deadline = Some(Instant::now() + client.config.drain_timeout);
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
@@ -90,7 +94,7 @@ pub(crate) async fn serve(
     }
     let reason = tunnel.closed().await;
     tracing::info!(%session, reason = reason.as_str(), detail = ?reason, "a tunnel ended");
-    leave(Left::Ended(reason));
+    has_left(Left::Ended(reason));
 }
 
 /// The gateway's own rules, which hold here for what only this client sees: the addresses behind names.

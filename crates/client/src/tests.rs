@@ -503,7 +503,7 @@ async fn r6_a_client_that_stops_lets_streams_finish() {
     let (mut stream, _) = world.open(tcp(target)).await.unwrap();
     let (mut socket, _) = listener.accept().await.unwrap();
     world.stop.cancel();
-    assert!(matches!(world.left.await.unwrap(), Left::Stopped));
+    assert!(matches!(world.left.await.unwrap(), Left::Unneeded));
     while world.tunnel.accepts_opens() {
         tokio::task::yield_now().await;
     }
@@ -582,7 +582,7 @@ impl World {
         let (client, requests, hello, driver) = client.unwrap();
         let link = Link { tunnel: client, requests, hello, driver };
         let (stop, (left, receiver)) = (CancellationToken::new(), oneshot::channel());
-        shared.tasks.spawn(serve::serve(shared.clone(), link, stop.clone(), left));
+        shared.tasks.spawn(serve::serve(shared.clone(), link, stop.child_token(), stop.clone(), left));
         while *shared.live.subscribe().borrow() == 0 {
             tokio::task::yield_now().await;
         }

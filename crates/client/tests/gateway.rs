@@ -4,10 +4,11 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyproxy_client::{Client, ClientTls, Config, Handle, OpenPort, Transport};
+use anyproxy_client::{Client, ClientTls, Config, Handle, OpenPort, Replicas, Transport};
 use anyproxy_core::{Credentials, Target};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, HostRef, Open, PortRequest};
 use anyproxy_tunnel::{Tunnel, WebSocket, accept};
@@ -15,7 +16,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -118,13 +119,53 @@ async fn a_new_tunnel_stands_before_the_old_one_is_drained() {
 #[tokio::test]
 async fn replicas_are_tunnels_of_one_instance() {
     let gateway = Gateway::start().await;
-    let client = gateway.client(|config| config.replicas = 3);
+    let client = gateway.client(|config| config.replicas = Replicas::exactly(3));
     let mut tunnels = Vec::new();
     for _ in 0..3 {
         tunnels.push(gateway.welcome().await);
     }
     client.has_tunnels(3).await;
     assert!(tunnels.iter().all(|(_, hello, ..)| hello.instance == tunnels[0].1.instance));
+    client.stopped().await;
+}
+
+#[tokio::test]
+async fn a_full_tunnel_gets_company_which_is_given_back_after_a_calm_minute() {
+    let gateway = Gateway::start().await;
+    let line = slow_line(gateway.listener.local_addr().unwrap()).await;
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = target.local_addr().unwrap();
+    // Targets that send without an end.
+    let source = tokio::spawn(async move {
+        let mut sources = JoinSet::new();
+        while let Ok((mut socket, _)) = target.accept().await {
+            sources.spawn(async move { while socket.write_all(&[0; 65_536]).await.is_ok() {} });
+        }
+    });
+    let client = gateway.client(|config| {
+        config.gateways = vec![line.try_into().unwrap()];
+        config.replicas = Replicas { min: 1, max: 2 };
+    });
+    let (_, hello, first, _first) = gateway.welcome().await;
+    let mut readers = JoinSet::new();
+    for _ in 0..4 {
+        let (mut stream, _) = first.open(Open::tcp(HostRef::Ip(address.ip()), address.port())).await.unwrap();
+        readers.spawn(async move { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await });
+    }
+    let (_, other, _second, _cut) = gateway.welcome().await;
+    assert_eq!(other.instance, hello.instance);
+    client.has_tunnels(2).await;
+
+    // Nobody reads any more, and the minute is not waited for.
+    readers.shutdown().await;
+    source.abort();
+    while first.streams() > 0 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::pause();
+    let mut tunnels = client.handle.watch_tunnels();
+    timeout(Duration::from_secs(100), tunnels.wait_for(|tunnels| *tunnels == 1)).await.unwrap().unwrap();
+    tokio::time::resume();
     client.stopped().await;
 }
 
@@ -176,7 +217,7 @@ impl Gateway {
     }
 
     async fn accept(&self) -> io::Result<TlsStream<TcpStream>> {
-        let accepted = timeout(Duration::from_secs(5), self.listener.accept()).await;
+        let accepted = timeout(Duration::from_secs(30), self.listener.accept()).await;
         self.tls.accept(accepted.expect("the client connects")?.0).await
     }
 
@@ -200,6 +241,30 @@ impl Gateway {
         tokio::spawn(cut.clone().run_until_cancelled_owned(driver));
         (seen.unwrap(), hello, tunnel, cut.drop_guard())
     }
+}
+
+/// A way to `gateway` that takes some 800 kB a second from each client.
+async fn slow_line(gateway: SocketAddr) -> SocketAddr {
+    let entry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = entry.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut lines = JoinSet::new();
+        while let Ok((client, _)) = entry.accept().await {
+            let (mut from_client, mut to_client) = client.into_split();
+            let gateway = TcpStream::connect(gateway).await.unwrap();
+            let (mut from_gateway, mut to_gateway) = gateway.into_split();
+            lines.spawn(async move { drop(tokio::io::copy(&mut from_gateway, &mut to_client).await) });
+            lines.spawn(async move {
+                let mut packet = [0; 16 * 1024];
+                while let Ok(length @ 1..) = from_client.read(&mut packet).await
+                    && to_gateway.write_all(&packet[..length]).await.is_ok()
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            });
+        }
+    });
+    address
 }
 
 struct Running {

@@ -31,7 +31,7 @@ pub use section::{
 };
 pub use value::{
     Action, AnyOf, Bytes, Duration, Gateways, HostPattern, Key, ListenAddr, LogFormat, LogLevel, LogOutput,
-    Password, Ports, Protocol, Spanned, StickyBy, Strategy,
+    Password, Ports, Protocol, Replicas, Spanned, StickyBy, Strategy,
 };
 
 #[doc(hidden)]

@@ -121,6 +121,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
+    use crate::Replicas;
     use crate::{ListenAddr, Place};
 
     fn load(variables: &[(&str, &str)]) -> Result<File, ConfigError> {
@@ -184,6 +185,7 @@ gateway:
   balance: { strategy: least_loaded, sticky_by: user, retries: 2 }
 client:
   group_id: blue
+  replicas: { min: 1, max: 8 }
   open_ports: [ { remote_port: 2222, local_host: 127.0.0.1, local_port: 22, protocol: tcp } ]
 "#;
 
@@ -217,6 +219,23 @@ client:
         assert_eq!(mistake("log: { level: loud }\n").split(':').next(), Some("f.yaml"));
         let place = File::parse("f", "client:\n  forbidden_hosts: [ '10.0.0.0/40' ]\n").unwrap_err().place();
         assert_eq!(place, Some(Place { line: 2, column: 22 }));
+    }
+
+    #[test]
+    fn replicas_are_a_number_or_a_range() {
+        let replicas = |value: &str| {
+            let file = File::parse("f", &format!("client: {{ replicas: {value} }}\n"));
+            file.map(|file| file.client.unwrap().replicas.map(|Replicas { min, max }| (min, max)))
+        };
+        assert_eq!(replicas("3").unwrap(), Some((3, 3)));
+        assert_eq!(replicas("{ min: 2, max: 8 }").unwrap(), Some((2, 8)));
+        assert_eq!(replicas("{ max: 8 }").unwrap(), Some((1, 8)));
+        for bad in ["{ min: 2 }", "{ most: 8, max: 8 }", "-1", "65536", "many", "[1, 8]"] {
+            let error = replicas(bad).unwrap_err().to_string();
+            assert!(error.starts_with("f:1:"), "{bad}: {error}");
+        }
+        let file = load(&[("ANYPROXY_CLIENT__REPLICAS", "5")]).unwrap();
+        assert_eq!(file.client.unwrap().replicas, Some(Replicas { min: 5, max: 5 }));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::section::{Front, Sni};
 use crate::value::{
     Action, Bytes, Duration, Gateways, Key, ListenAddr, LogFormat, LogLevel, LogOutput, Password, Ports,
-    Protocol, Spanned, StickyBy, Strategy,
+    Protocol, Replicas, Spanned, StickyBy, Strategy,
 };
 
 pub(crate) trait Overlay {
@@ -42,6 +42,7 @@ replaced!(
     LogOutput,
     Password,
     Protocol,
+    Replicas,
     StickyBy,
     Strategy,
     bool,

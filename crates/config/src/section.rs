@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::overlay::Overlay;
 use crate::value::{
     Bytes, Duration, Gateways, HostPattern, Key, ListenAddr, LogFormat, LogLevel, LogOutput, Password, Ports,
-    Protocol, Spanned, StickyBy, Strategy,
+    Protocol, Replicas, Spanned, StickyBy, Strategy,
 };
 
 /// Declares sections: structs of optional keys, unknown ones refused, that can be laid over each other.
@@ -300,8 +300,8 @@ sections! {
         client_id: String,
         /// The group it serves. Default: `default`.
         group_id: String,
-        /// Tunnels to keep open to each gateway. Default: 1.
-        replicas: u16,
+        /// Tunnels to keep open to each gateway: a number, or `{ min, max }` for more while all are full. Default: 1.
+        replicas: Replicas,
         /// What it logs in with.
         auth_username: String,
         /// The password.

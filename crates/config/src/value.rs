@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time;
 
-use serde::de::{Deserializer, Error as _, Visitor};
+use serde::de::{Deserializer, Error as _, Unexpected, Visitor};
 use serde::{Deserialize, de};
 
 use anyproxy_acl::Pattern;
@@ -216,6 +216,51 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for AnyOf<T> {
 
 /// `client.gateway_addr`: one gateway or several.
 pub type Gateways = AnyOf<Target>;
+
+// === Replicas ===
+
+/// `client.replicas`: a number of tunnels, `3`, or the least and the most of them, `{ min: 1, max: 8 }`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replicas {
+    /// The least. Default: 1.
+    pub min: u16,
+    /// The most. Required.
+    pub max: u16,
+}
+
+impl<'de> Deserialize<'de> for Replicas {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Range {
+            min: Option<u16>,
+            max: u16,
+        }
+
+        struct NumberOrRange;
+
+        impl<'de> Visitor<'de> for NumberOrRange {
+            type Value = Replicas;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, or { min: 1, max: 8 }")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                let number = u16::try_from(number)
+                    .map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))?;
+                Ok(Replicas { min: number, max: number })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                let range = Range::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Replicas { min: range.min.unwrap_or(1), max: range.max })
+            }
+        }
+
+        deserializer.deserialize_any(NumberOrRange)
+    }
+}
 
 // === Password ===
 

@@ -98,6 +98,11 @@ impl ClientTunnel {
         self.0.shared.gauges.rtt()
     }
 
+    /// Whether more is to be sent than the carrier takes at the moment, as the driver last saw it.
+    pub fn is_full(&self) -> bool {
+        self.0.shared.gauges.is_blocked() && !self.is_stalled()
+    }
+
     /// Whether something waits to be sent that the carrier does not take, and the peer has said nothing for three seconds.
     pub fn is_stalled(&self) -> bool {
         self.0.shared.gauges.is_stalled(now())

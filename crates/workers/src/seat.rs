@@ -118,6 +118,12 @@ enum Kind {
 }
 
 impl Seats {
+    /// Whether there is a thread that has moments left.
+    #[must_use]
+    pub fn is_any_idle(&self) -> bool {
+        self.workers.0.iter().any(|worker| !worker.pulse.is_busy())
+    }
+
     /// A seat for one more.
     #[must_use]
     pub fn take(&self) -> Seat {
@@ -143,6 +149,12 @@ impl Seat {
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.worker().handle
+    }
+
+    /// How much the thread works.
+    #[must_use]
+    pub fn pulse(&self) -> &Pulse {
+        &self.worker().pulse
     }
 
     /// Whether it is the thread this is called on.

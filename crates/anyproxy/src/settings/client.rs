@@ -1,7 +1,7 @@
 //! The client.
 
 use anyproxy_acl::Policy;
-use anyproxy_client::{ClientTls, Config, OpenPort, Transport};
+use anyproxy_client::{ClientTls, Config, OpenPort, Replicas, Transport};
 use anyproxy_config as config;
 use anyproxy_core::{Credentials, Host, Target};
 
@@ -26,7 +26,9 @@ impl Client {
         if let Some(group) = &section.group_id {
             config.group.clone_from(group);
         }
-        config.replicas = section.replicas.map_or(1, usize::from);
+        if let Some(config::Replicas { min, max }) = section.replicas {
+            config.replicas = Replicas { min: min.into(), max: max.into() };
+        }
         config.rules = Self::policy(source, section)?;
         config.open_ports = Self::open_ports(source, section)?;
         config.connect_timeout = duration(section.connect_timeout, CONNECT_TIMEOUT);

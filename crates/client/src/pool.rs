@@ -1,0 +1,262 @@
+//! The tunnels to one gateway: as few as are asked for, and more while all of them are full.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyproxy_core::Target;
+use anyproxy_tunnel::ClientTunnel;
+use anyproxy_workers::{Pulse, Seats};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Shared;
+use crate::config::Replicas;
+use crate::supervisor::supervise;
+
+/// How often it is looked how full tunnels are.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// So many looks in a row that find all full make one tunnel more. One look may meet a moment.
+const FULL_LOOKS: u32 = 3;
+
+/// So many in a row that find none full make one less: a minute, since what was just needed may be again.
+const CALM_LOOKS: u32 = 60;
+
+/// Keeps the tunnels to one gateway.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    gateway: Target,
+    stop: CancellationToken,
+    places: Vec<Arc<Place>>,
+    /// Of the places, and of those given back that have not noticed yet.
+    supervisors: JoinSet<()>,
+    demand: Demand,
+}
+
+/// A tunnel of a pool, whether or not it stands at the moment.
+pub(crate) struct Place {
+    tunnel: Mutex<Option<ClientTunnel>>,
+    /// That of the thread that serves it, if it was put on one.
+    thread: Option<Pulse>,
+    /// Cancelled when the pool does without it, or the client stops.
+    pub(crate) leave: CancellationToken,
+}
+
+impl Pool {
+    pub(crate) fn new(shared: Arc<Shared>, gateway: Target, stop: CancellationToken) -> Self {
+        Self {
+            shared,
+            gateway,
+            stop,
+            places: Vec::new(),
+            supervisors: JoinSet::new(),
+            demand: Demand::default(),
+        }
+    }
+
+    /// Until the client stops.
+    pub(crate) async fn keep(mut self) {
+        let replicas = self.shared.config.replicas;
+        while self.places.len() < replicas.min {
+            self.add();
+        }
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                ended = self.supervisors.join_next() => match ended {
+                    None => return,
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => tracing::error!(%error, "a supervisor of tunnels failed"),
+                },
+                _ = looks.tick(), if replicas.min < replicas.max && !self.stop.is_cancelled() => self.look(replicas),
+            }
+        }
+    }
+
+    fn add(&mut self) {
+        let seat = self.shared.config.seats.as_ref().map(Seats::take);
+        let place = Arc::new(Place {
+            tunnel: Mutex::default(),
+            thread: seat.as_ref().map(|seat| seat.pulse().clone()),
+            leave: self.stop.child_token(),
+        });
+        self.places.push(place.clone());
+        let supervisor = supervise(self.shared.clone(), self.gateway.clone(), place, self.stop.clone());
+        match seat {
+            None => self.supervisors.spawn(supervisor),
+            Some(seat) => {
+                let thread = seat.handle().clone();
+                self.supervisors.spawn_on(seat.keep(supervisor), &thread)
+            }
+        };
+    }
+
+    fn look(&mut self, replicas: Replicas) {
+        // Where every thread is busy one more tunnel only takes from the others.
+        let spread = self.shared.config.seats.as_ref().is_some_and(Seats::is_any_idle);
+        let streams = self.places.iter().map(|place| place.streams()).sum();
+        let full = self.places.iter().filter(|place| place.is_full(spread)).count();
+        let tunnels = self.places.len();
+        match self.demand.look(replicas, &Sight { tunnels, full, streams }) {
+            None => {}
+            Some(Change::More) => {
+                tracing::info!(gateway = %self.gateway, tunnels = tunnels + 1, "all tunnels are full: one more");
+                self.add();
+            }
+            Some(Change::Less) => {
+                tracing::info!(gateway = %self.gateway, tunnels = tunnels - 1, "no tunnel was full: one less");
+                self.give_back();
+            }
+        }
+    }
+
+    /// Does without the tunnel that has the fewest streams, which may finish.
+    fn give_back(&mut self) {
+        let fewest = (0..self.places.len()).rev().min_by_key(|place| self.places[*place].streams());
+        if let Some(place) = fewest {
+            self.places.swap_remove(place).leave.cancel();
+        }
+    }
+}
+
+impl Place {
+    /// Notes the tunnel that stands here now, or that none does.
+    pub(crate) fn set(&self, tunnel: Option<ClientTunnel>) {
+        *self.tunnel() = tunnel;
+    }
+
+    fn tunnel(&self) -> MutexGuard<'_, Option<ClientTunnel>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn streams(&self) -> usize {
+        self.tunnel().as_ref().map_or(0, ClientTunnel::streams)
+    }
+
+    /// `spread`: there is a thread with moments left.
+    fn is_full(&self, spread: bool) -> bool {
+        let is_busy = spread && self.thread.as_ref().is_some_and(Pulse::is_busy);
+        self.tunnel().as_ref().is_some_and(|tunnel| tunnel.is_full() || (is_busy && tunnel.streams() > 0))
+    }
+}
+
+// === When there are more or fewer ===
+
+/// What was seen at the latest looks.
+#[derive(Debug, Default)]
+struct Demand {
+    /// Looks in a row at which all tunnels were full,
+    full: u32,
+    /// and at which none was.
+    calm: u32,
+}
+
+/// What is seen at one look.
+struct Sight {
+    tunnels: usize,
+    /// Those that are full. One that does not stand is not.
+    full: usize,
+    /// Streams of all of them.
+    streams: usize,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    More,
+    Less,
+}
+
+impl Demand {
+    fn look(&mut self, replicas: Replicas, sight: &Sight) -> Option<Change> {
+        // A stream stays where it began, so a tunnel for each is as much as helps.
+        let all_full = sight.full == sight.tunnels && sight.streams > sight.tunnels;
+        self.full = if all_full { self.full.saturating_add(1) } else { 0 };
+        self.calm = if sight.full == 0 { self.calm.saturating_add(1) } else { 0 };
+        let change = if self.full >= FULL_LOOKS && sight.tunnels < replicas.max {
+            Change::More
+        } else if self.calm >= CALM_LOOKS && sight.tunnels > replicas.min {
+            Change::Less
+        } else {
+            return None;
+        };
+        *self = Self::default();
+        Some(change)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPLICAS: Replicas = Replicas { min: 1, max: 3 };
+
+    /// The number of tunnels after so many looks, of which so many find each tunnel full, or none.
+    struct Model {
+        demand: Demand,
+        tunnels: usize,
+    }
+
+    impl Model {
+        fn looks(&mut self, looks: u32, full: bool, streams: usize) -> usize {
+            for _ in 0..looks {
+                let full = if full { self.tunnels } else { 0 };
+                match self.demand.look(REPLICAS, &Sight { tunnels: self.tunnels, full, streams }) {
+                    None => {}
+                    Some(Change::More) => self.tunnels += 1,
+                    Some(Change::Less) => self.tunnels -= 1,
+                }
+            }
+            self.tunnels
+        }
+    }
+
+    fn model(tunnels: usize) -> Model {
+        Model { demand: Demand::default(), tunnels }
+    }
+
+    #[test]
+    fn a_pool_grows_while_all_are_full_and_no_further_than_its_most() {
+        let mut model = model(1);
+        assert_eq!(model.looks(FULL_LOOKS - 1, true, 16), 1);
+        assert_eq!(model.looks(1, true, 16), 2, "three seconds");
+        assert_eq!(model.looks(FULL_LOOKS - 1, true, 16), 2, "and three more for the next one");
+        assert_eq!(model.looks(1, true, 16), 3);
+        assert_eq!(model.looks(1000, true, 16), 3);
+    }
+
+    #[test]
+    fn a_moment_is_not_enough() {
+        let mut model = model(1);
+        for _ in 0..100 {
+            assert_eq!(model.looks(FULL_LOOKS - 1, true, 16), 1);
+            assert_eq!(model.looks(1, false, 16), 1);
+        }
+    }
+
+    #[test]
+    fn more_tunnels_than_streams_help_nobody() {
+        assert_eq!(model(1).looks(100, true, 1), 1);
+        assert_eq!(model(1).looks(100, true, 2), 2);
+    }
+
+    #[test]
+    fn one_that_is_not_full_has_room_for_those_who_come() {
+        let mut demand = Demand::default();
+        let sight = Sight { tunnels: 2, full: 1, streams: 16 };
+        assert!((0..200).all(|_| demand.look(REPLICAS, &sight).is_none()), "nor is it calm");
+    }
+
+    #[test]
+    fn a_calm_minute_gives_one_back_and_no_more_than_to_the_least() {
+        let mut model = model(3);
+        assert_eq!(model.looks(CALM_LOOKS - 1, false, 16), 3);
+        assert_eq!(model.looks(1, false, 16), 2);
+        assert_eq!(model.looks(CALM_LOOKS - 1, false, 16), 2);
+        assert_eq!(model.looks(1, true, 16), 2, "not calm");
+        assert_eq!(model.looks(CALM_LOOKS - 1, false, 16), 2);
+        assert_eq!(model.looks(1, false, 0), 1);
+        assert_eq!(model.looks(1000, false, 0), 1);
+    }
+}
