@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """One stream over a long line that loses packets, beside one bare TLS connection over the same line.
 
-    sudo crates/bench/line.py [--rtt 100] [--loss 0.001] [--mbit 80] [--seconds 8] [--rounds 3] [--up]
+    sudo crates/bench/line.py [--rtt 100] [--loss 0.001] [--mbit 80] [--seconds 8] [--rounds 3] [--up] [--anyproxy FILE]
 
 Two network namespaces of its own are joined by a packet link: each packet waits for the line (a rate, and a queue of one
 bandwidth x delay before it), takes half the round trip, and is lost now and then. The gateway and the user are in one,
 the client and the target in the other. What is counted begins three seconds after the first byte, when windows are tuned.
 
-Needs root, /dev/net/tun, `ip`, and target/release/anyproxy. The link is one process of Python: beyond some 100 Mbit/s on
+Needs root, /dev/net/tun, `ip`, and target/release/anyproxy, or which program is said. The link is one process of Python: beyond some 100 Mbit/s on
 two cores it is the machine that is measured.
 """
 import argparse, collections, ctypes, fcntl, os, random, select, signal, socket, ssl, statistics, struct
@@ -183,6 +183,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--up", action="store_true", help="upload instead of download")
+    parser.add_argument("--anyproxy", default=ANYPROXY, help="the program")
     parser.add_argument("--role", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.role and asked.role[0] == "target":
@@ -190,6 +191,8 @@ def main():
     if asked.role:
         return user(asked.role[1], asked.up, asked.seconds)
 
+    # So that what was made is put away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("asked to end"))
     children = []
 
     def start(namespace, *command):
@@ -209,16 +212,16 @@ def main():
                     # The rest of this is the parent's.
                     os._exit(1)
             children.append(carrier)
-            subprocess.run([ANYPROXY, "cert", "--out", f"{directory}/cert", "localhost", GATEWAY_ADDR], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([asked.anyproxy, "cert", "--out", f"{directory}/cert", "localhost", GATEWAY_ADDR], check=True, stdout=subprocess.DEVNULL)
             certificate = f"{directory}/cert"
             with open(f"{directory}/config.yaml", "w") as config:
                 config.write(CONFIG.format(dir=certificate, gateway=GATEWAY_ADDR))
             again = [sys.executable, os.path.abspath(__file__), "--seconds", str(asked.seconds)]
             start(TARGET, *again, "--role", "target", certificate)
-            start(USER, ANYPROXY, "gateway", "--config", f"{directory}/config.yaml")
+            start(USER, asked.anyproxy, "gateway", "--config", f"{directory}/config.yaml")
             for port in 9003, 9004:
                 until_it_listens(USER, port)
-            start(TARGET, ANYPROXY, "client", "--config", f"{directory}/config.yaml")
+            start(TARGET, asked.anyproxy, "client", "--config", f"{directory}/config.yaml")
             until_it_listens(TARGET, 9443)
             seen = {"bare": [], "anyproxy": []}
             for turn in range(asked.rounds):

@@ -1,10 +1,11 @@
-//! The same loads over every tunnel, in turns, and one table.
+//! The same loads over every tunnel, in turns, and one table; at its end what takes more than loopback and one client.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::Result;
+use crate::line;
 use crate::load::{Field, Figures, Load, Readers};
 use crate::peers::{self, Definition, Kind, Surroundings, Tunnel};
 use crate::program::{Program, certificates, free_addr};
@@ -106,6 +107,18 @@ const WORKLOADS: [Workload; 20] = [
     ),
 ];
 
+/// The same with more clients than one, where a tunnel has a definition for that.
+const BY_CLIENTS: [(usize, Workload); 4] = [
+    (10, ("requests 64, 10 clients", requests(64), Entry::Stream, MANY)),
+    (10, ("bulk 16 down, 10 clients", bulk(16, 0), Entry::Stream, BULK_MANY)),
+    (100, ("requests 64, 100 clients", requests(64), Entry::Stream, MANY)),
+    (100, ("bulk 16 down, 100 clients", bulk(16, 0), Entry::Stream, BULK_MANY)),
+];
+
+/// Long lines that lose packets: where nothing but the line counts, one bare TLS connection is what is ideal.
+const LINES: [(&str, u32); 2] = [("line of 20 ms, 0.1 % lost", 20), ("line of 100 ms, 0.1 % lost", 100)];
+const LINE_ROWS: &[Row] = &[("mib_s", "MiB/s", true)];
+
 /// What was seen: by load and tunnel, one for each round.
 type Seen = BTreeMap<(&'static str, String), Vec<Figures>>;
 
@@ -133,22 +146,46 @@ pub(crate) async fn run(options: Options, anyproxy: PathBuf) -> Result {
         // Each round begins with another one: none always runs on a warm or a tired machine.
         let turn = round % tunnels.len().max(1);
         for tunnel in tunnels[turn..].iter().chain(&tunnels[..turn]) {
-            eprintln!("round {}: {}", round + 1, tunnel.name);
-            match tunnel.start(&around).await {
-                Ok(running) => {
-                    measure(tunnel, &running, &around, far_end.id(), &options, &mut seen).await?;
-                    running.stop().await;
+            for clients in [1, 10, 100] {
+                let loads: Vec<Workload> = loads_of(clients)
+                    .filter(|(name, ..)| options.wants(name) && !tunnel.skip.iter().any(|skip| skip == name))
+                    .collect();
+                if loads.is_empty() || (clients > 1 && !tunnel.takes_clients()) {
+                    continue;
                 }
-                Err(error) => eprintln!("{}: {error}", tunnel.name),
+                eprintln!("round {}: {}, clients: {clients}", round + 1, tunnel.name);
+                match tunnel.start(&around, clients).await {
+                    Ok(running) => {
+                        let name = &tunnel.name;
+                        measure(name, &loads, &running, &around, far_end.id(), &options, &mut seen).await?;
+                        running.stop().await;
+                    }
+                    Err(error) => eprintln!("{}: {error}", tunnel.name),
+                }
             }
         }
     }
+    play_lines(&tunnels, &around, &options, &mut seen).await?;
     print(&tunnels, &seen);
     Ok(())
 }
 
+impl Options {
+    fn wants(&self, load: &str) -> bool {
+        self.loads.is_empty() || self.loads.iter().any(|begin| load.starts_with(begin.as_str()))
+    }
+}
+
+/// What is asked of a tunnel with so many clients.
+fn loads_of(clients: usize) -> impl Iterator<Item = Workload> {
+    let by_clients = BY_CLIENTS.into_iter().filter(move |(count, _)| *count == clients);
+    let usual = WORKLOADS.into_iter().filter(move |_| clients == 1);
+    usual.chain(by_clients.map(|(_, load)| load))
+}
+
 async fn measure(
-    tunnel: &Definition,
+    tunnel: &str,
+    loads: &[Workload],
     running: &Tunnel,
     around: &Surroundings,
     far_end: u32,
@@ -157,12 +194,7 @@ async fn measure(
 ) -> Result {
     let watched = Watched { tunnel: running.ids(), target: vec![far_end] };
     let window = Duration::from_secs_f64(options.seconds);
-    for (name, load, entry, _) in WORKLOADS {
-        let is_wanted =
-            options.loads.is_empty() || options.loads.iter().any(|load| name.starts_with(load.as_str()));
-        if !is_wanted || tunnel.skip.iter().any(|skipped| skipped == name) {
-            continue;
-        }
+    for &(name, load, entry, _) in loads {
         let way: Option<Way> = match entry {
             Entry::Stream => Some(running.entry.clone()),
             Entry::Http => running.http.clone(),
@@ -174,9 +206,36 @@ async fn measure(
         if let Some(failure) = &figures.failure {
             eprintln!("  {name}: {} failed: {failure}", figures.failed);
         }
-        seen.entry((name, tunnel.name.clone())).or_default().push(figures);
+        seen.entry((name, tunnel.to_owned())).or_default().push(figures);
         // What the load has left behind has a moment to go.
         tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    Ok(())
+}
+
+/// Our own over each long line, and bare TLS over the same in the ideal's place.
+async fn play_lines(
+    tunnels: &[Definition],
+    around: &Surroundings,
+    options: &Options,
+    seen: &mut Seen,
+) -> Result {
+    let name_of = |kind| Some(tunnels.iter().find(|tunnel| tunnel.kind == kind)?.name.clone());
+    let (Some(ours), Some(ideal)) = (name_of(Kind::Ours), name_of(Kind::Ideal)) else { return Ok(()) };
+    for (name, rtt) in LINES {
+        if !options.wants(name) {
+            continue;
+        }
+        eprintln!("{name}");
+        match line::play(&around.anyproxy, rtt, options.rounds, options.seconds).await {
+            Ok(paces) => {
+                for (tunnel, paces) in [(&ours, paces.anyproxy), (&ideal, paces.bare)] {
+                    let figures = paces.into_iter().map(|pace| Figures::of([("mib_s", pace)])).collect();
+                    seen.insert((name, tunnel.clone()), figures);
+                }
+            }
+            Err(error) => eprintln!("{name}: left out: {error}"),
+        }
     }
     Ok(())
 }
@@ -192,7 +251,8 @@ fn print(tunnels: &[Definition], seen: &Seen) {
     let ideal = of(Kind::Ideal).next();
     println!("| load | figure | {} | spread | / ideal | / best peer |", names.join(" | "));
     println!("|---|---|{}---:|---:|---:|", "---:|".repeat(names.len()));
-    for (load, _, _, rows) in WORKLOADS {
+    let loads = [1, 10, 100].into_iter().flat_map(loads_of).map(|(load, _, _, rows)| (load, rows));
+    for (load, rows) in loads.chain(LINES.map(|(line, _)| (line, LINE_ROWS))) {
         for &(field, unit, more_is_better) in rows {
             let value = |name: &str| median(&values(seen, load, name, field));
             if names.iter().all(|name| value(name).is_none()) {

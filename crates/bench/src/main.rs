@@ -3,6 +3,7 @@
 mod compare;
 mod growth;
 mod ideal;
+mod line;
 mod link;
 mod load;
 mod peers;

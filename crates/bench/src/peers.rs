@@ -40,7 +40,7 @@ pub(crate) enum Kind {
     Bound,
 }
 
-/// One tunnel. In all texts `{work}` is a scratch folder with `ca.crt`, `server.crt` and `server.key`, `{target}` the
+/// One tunnel, with as many clients as are asked for. In all texts `{work}` is a scratch folder with `ca.crt`, `server.crt` and `server.key`, `{target}` the
 /// far end, `{user}` who runs this, `{anyproxy}` and `{bench}` the programs of that name.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,7 +54,7 @@ pub(crate) struct Definition {
     /// Loads that make no sense here.
     #[serde(default)]
     pub(crate) skip: Vec<String>,
-    /// Files of the scratch folder, by name.
+    /// Files of the scratch folder, by name; one with `{n}` in its name is there for each client.
     #[serde(default)]
     files: BTreeMap<String, String>,
     /// Commands that run before, one after the other, and end.
@@ -71,6 +71,9 @@ struct Start {
     command: String,
     /// A port it listens on before the next one starts.
     port: Option<String>,
+    /// It is a client: started once for each. Without one in a definition there is always one client.
+    #[serde(default)]
+    each_client: bool,
 }
 
 /// A tunnel that runs.
@@ -106,8 +109,13 @@ impl Definition {
         programs.filter(|program| !program.starts_with('{')).find(|program| find(program).is_none())
     }
 
+    /// Whether it can be started with more clients than one.
+    pub(crate) fn takes_clients(&self) -> bool {
+        self.start.iter().any(|start| start.each_client)
+    }
+
     /// Starts it, and waits until it lets a byte through.
-    pub(crate) async fn start(&self, around: &Surroundings) -> Result<Tunnel> {
+    pub(crate) async fn start(&self, around: &Surroundings, clients: usize) -> Result<Tunnel> {
         let ports = free_ports(PORTS)?;
         let fill = |text: &str| -> Result<String> {
             let bench = std::env::current_exe()?;
@@ -122,8 +130,12 @@ impl Definition {
             }
             Ok(text)
         };
+        let for_client = |text: &str, client: usize| text.replace("{n}", &client.to_string());
         for (name, text) in &self.files {
-            std::fs::write(around.work.join(name), fill(text)?)?;
+            for client in 1..=if name.contains("{n}") { clients } else { 1 } {
+                let text = fill(&for_client(text, client))?;
+                std::fs::write(around.work.join(for_client(name, client)), text)?;
+            }
         }
         for command in &self.prepare {
             prepare(&fill(command)?, &around.work)?;
@@ -138,15 +150,20 @@ impl Definition {
             udp: way(&self.udp)?,
         };
         for (at, start) in self.start.iter().enumerate() {
-            let command = fill(&start.command)?;
-            let (program, rest) = command.split_once(' ').unwrap_or((&command, ""));
-            let program = find(program).ok_or_else(|| format!("{program} is missing"))?;
-            let name = format!("{}.{at}", self.name.replace(' ', "-"));
-            let line = format!("{} {rest}", program.display());
-            tunnel.programs.push(Program::start(&name, &line, &around.work)?);
+            for client in 1..=if start.each_client { clients } else { 1 } {
+                let command = fill(&for_client(&start.command, client))?;
+                let (program, rest) = command.split_once(' ').unwrap_or((&command, ""));
+                let program = find(program).ok_or_else(|| format!("{program} is missing"))?;
+                let name = format!("{}.{at}.{client}", self.name.replace(' ', "-"));
+                let line = format!("{} {rest}", program.display());
+                tunnel.programs.push(Program::start(&name, &line, &around.work)?);
+            }
             if let Some(port) = &start.port {
                 listening(([127, 0, 0, 1], fill(port)?.parse()?).into()).await?;
             }
+        }
+        if self.takes_clients() {
+            connected(ports[0], clients).await?;
         }
         tunnel.lets_through(around.target).await?;
         Ok(tunnel)
@@ -196,6 +213,29 @@ pub(crate) async fn listening(addr: SocketAddr) -> Result {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
+}
+
+/// Waits until so many connections to this port stand, one or more for each client.
+async fn connected(port: u16, clients: usize) -> Result {
+    let asked = Instant::now();
+    loop {
+        // local_address is 0100007F:PORT, and 01 means established.
+        let sockets = std::fs::read_to_string("/proc/net/tcp")?;
+        let is_one = |line: &&str| {
+            let mut columns = line.split_whitespace().skip(1);
+            let local = columns.next().and_then(|local| local.rsplit(':').next());
+            local.is_some_and(|local| u16::from_str_radix(local, 16) == Ok(port))
+                && columns.nth(1) == Some("01")
+        };
+        let count = sockets.lines().filter(is_one).count();
+        if count >= clients {
+            return Ok(());
+        }
+        if asked.elapsed() > PATIENCE {
+            return Err(format!("{count} of {clients} clients are connected").into());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Runs a command to its end; `''` stands for an argument without a byte.

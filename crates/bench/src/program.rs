@@ -73,11 +73,16 @@ impl Program {
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, and its end.
-    pub(crate) async fn stop(mut self) {
+    /// SIGTERM.
+    pub(crate) fn ask_to_end(&self) {
         if let Some(pid) = self.pid() {
             let _ = kill_process(pid, Signal::TERM);
         }
+    }
+
+    /// SIGTERM, and its end.
+    pub(crate) async fn stop(mut self) {
+        self.ask_to_end();
         let asked = Instant::now();
         while asked.elapsed() < PATIENCE && !self.has_ended() {
             tokio::time::sleep(Duration::from_millis(10)).await;
