@@ -107,7 +107,10 @@ const WORKLOADS: [Workload; 20] = [
     ),
 ];
 
-/// The same with more clients than one, where a tunnel has a definition for that.
+/// With how many clients a tunnel is started, if its definition takes more than one.
+const CLIENTS: [usize; 3] = [1, 10, 100];
+
+/// The loads of those with more than one.
 const BY_CLIENTS: [(usize, Workload); 4] = [
     (10, ("requests 64, 10 clients", requests(64), Entry::Stream, MANY)),
     (10, ("bulk 16 down, 10 clients", bulk(16, 0), Entry::Stream, BULK_MANY)),
@@ -146,7 +149,7 @@ pub(crate) async fn run(options: Options, anyproxy: PathBuf) -> Result {
         // Each round begins with another one: none always runs on a warm or a tired machine.
         let turn = round % tunnels.len().max(1);
         for tunnel in tunnels[turn..].iter().chain(&tunnels[..turn]) {
-            for clients in [1, 10, 100] {
+            for clients in CLIENTS {
                 let loads: Vec<Workload> = loads_of(clients)
                     .filter(|(name, ..)| options.wants(name) && !tunnel.skip.iter().any(|skip| skip == name))
                     .collect();
@@ -251,7 +254,7 @@ fn print(tunnels: &[Definition], seen: &Seen) {
     let ideal = of(Kind::Ideal).next();
     println!("| load | figure | {} | spread | / ideal | / best peer |", names.join(" | "));
     println!("|---|---|{}---:|---:|---:|", "---:|".repeat(names.len()));
-    let loads = [1, 10, 100].into_iter().flat_map(loads_of).map(|(load, _, _, rows)| (load, rows));
+    let loads = CLIENTS.into_iter().flat_map(loads_of).map(|(load, _, _, rows)| (load, rows));
     for (load, rows) in loads.chain(LINES.map(|(line, _)| (line, LINE_ROWS))) {
         for &(field, unit, more_is_better) in rows {
             let value = |name: &str| median(&values(seen, load, name, field));
