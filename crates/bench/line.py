@@ -7,8 +7,8 @@ Two network namespaces of its own are joined by a packet link: each packet waits
 bandwidth x delay before it), takes half the round trip, and is lost now and then. The gateway and the user are in one,
 the client and the target in the other. What is counted begins three seconds after the first byte, when windows are tuned.
 
-Needs root, /dev/net/tun, `ip`, and target/release/anyproxy, or which program is said. The link is one process of Python: beyond some 100 Mbit/s on
-two cores it is the machine that is measured.
+Needs root, /dev/net/tun, `ip`, and target/release/anyproxy or another program of that kind. The link is one process of
+Python: beyond some 100 Mbit/s on two cores it is the machine that is measured.
 """
 import argparse, collections, ctypes, fcntl, os, random, select, signal, socket, ssl, statistics, struct
 import subprocess, sys, tempfile, threading, time

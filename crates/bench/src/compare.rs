@@ -107,15 +107,23 @@ const WORKLOADS: [Workload; 20] = [
     ),
 ];
 
-/// With how many clients a tunnel is started, if its definition takes more than one.
-const CLIENTS: [usize; 3] = [1, 10, 100];
-
-/// The loads of those with more than one.
-const BY_CLIENTS: [(usize, Workload); 4] = [
-    (10, ("requests 64, 10 clients", requests(64), Entry::Stream, MANY)),
-    (10, ("bulk 16 down, 10 clients", bulk(16, 0), Entry::Stream, BULK_MANY)),
-    (100, ("requests 64, 100 clients", requests(64), Entry::Stream, MANY)),
-    (100, ("bulk 16 down, 100 clients", bulk(16, 0), Entry::Stream, BULK_MANY)),
+/// With how many clients a tunnel is started, if its definition takes more than one, and what is asked of it then.
+const BY_CLIENTS: [(usize, &[Workload]); 3] = [
+    (1, &WORKLOADS),
+    (
+        10,
+        &[
+            ("requests 64, 10 clients", requests(64), Entry::Stream, MANY),
+            ("bulk 16 down, 10 clients", bulk(16, 0), Entry::Stream, BULK_MANY),
+        ],
+    ),
+    (
+        100,
+        &[
+            ("requests 64, 100 clients", requests(64), Entry::Stream, MANY),
+            ("bulk 16 down, 100 clients", bulk(16, 0), Entry::Stream, BULK_MANY),
+        ],
+    ),
 ];
 
 /// Long lines that lose packets: where nothing but the line counts, one bare TLS connection is what is ideal.
@@ -149,8 +157,9 @@ pub(crate) async fn run(options: Options, anyproxy: PathBuf) -> Result {
         // Each round begins with another one: none always runs on a warm or a tired machine.
         let turn = round % tunnels.len().max(1);
         for tunnel in tunnels[turn..].iter().chain(&tunnels[..turn]) {
-            for clients in CLIENTS {
-                let loads: Vec<Workload> = loads_of(clients)
+            for (clients, loads) in BY_CLIENTS {
+                let loads: Vec<&Workload> = loads
+                    .iter()
                     .filter(|(name, ..)| options.wants(name) && !tunnel.skip.iter().any(|skip| skip == name))
                     .collect();
                 if loads.is_empty() || (clients > 1 && !tunnel.takes_clients()) {
@@ -168,7 +177,7 @@ pub(crate) async fn run(options: Options, anyproxy: PathBuf) -> Result {
             }
         }
     }
-    play_lines(&tunnels, &around, &options, &mut seen).await?;
+    play_lines(&tunnels, &around, &options, &mut seen).await;
     print(&tunnels, &seen);
     Ok(())
 }
@@ -179,16 +188,9 @@ impl Options {
     }
 }
 
-/// What is asked of a tunnel with so many clients.
-fn loads_of(clients: usize) -> impl Iterator<Item = Workload> {
-    let by_clients = BY_CLIENTS.into_iter().filter(move |(count, _)| *count == clients);
-    let usual = WORKLOADS.into_iter().filter(move |_| clients == 1);
-    usual.chain(by_clients.map(|(_, load)| load))
-}
-
 async fn measure(
     tunnel: &str,
-    loads: &[Workload],
+    loads: &[&Workload],
     running: &Tunnel,
     around: &Surroundings,
     far_end: u32,
@@ -197,7 +199,7 @@ async fn measure(
 ) -> Result {
     let watched = Watched { tunnel: running.ids(), target: vec![far_end] };
     let window = Duration::from_secs_f64(options.seconds);
-    for &(name, load, entry, _) in loads {
+    for &&(name, load, entry, _) in loads {
         let way: Option<Way> = match entry {
             Entry::Stream => Some(running.entry.clone()),
             Entry::Http => running.http.clone(),
@@ -217,30 +219,28 @@ async fn measure(
 }
 
 /// Our own over each long line, and bare TLS over the same in the ideal's place.
-async fn play_lines(
-    tunnels: &[Definition],
-    around: &Surroundings,
-    options: &Options,
-    seen: &mut Seen,
-) -> Result {
+async fn play_lines(tunnels: &[Definition], around: &Surroundings, options: &Options, seen: &mut Seen) {
     let name_of = |kind| Some(tunnels.iter().find(|tunnel| tunnel.kind == kind)?.name.clone());
-    let (Some(ours), Some(ideal)) = (name_of(Kind::Ours), name_of(Kind::Ideal)) else { return Ok(()) };
+    let (ours, ideal) = (name_of(Kind::Ours), name_of(Kind::Ideal));
     for (name, rtt) in LINES {
         if !options.wants(name) {
             continue;
         }
+        let (Some(ours), Some(ideal)) = (&ours, &ideal) else {
+            eprintln!("{name}: left out: it takes our own and an ideal");
+            continue;
+        };
         eprintln!("{name}");
         match line::play(&around.anyproxy, rtt, options.rounds, options.seconds).await {
             Ok(paces) => {
-                for (tunnel, paces) in [(&ours, paces.anyproxy), (&ideal, paces.bare)] {
-                    let figures = paces.into_iter().map(|pace| Figures::of([("mib_s", pace)])).collect();
-                    seen.insert((name, tunnel.clone()), figures);
+                for (tunnel, paces) in [(ours, paces.anyproxy), (ideal, paces.bare)] {
+                    let figures = |pace| Figures { values: [("mib_s", pace)].into(), ..Figures::default() };
+                    seen.insert((name, tunnel.clone()), paces.into_iter().map(figures).collect());
                 }
             }
             Err(error) => eprintln!("{name}: left out: {error}"),
         }
     }
-    Ok(())
 }
 
 // === the table ===
@@ -254,7 +254,7 @@ fn print(tunnels: &[Definition], seen: &Seen) {
     let ideal = of(Kind::Ideal).next();
     println!("| load | figure | {} | spread | / ideal | / best peer |", names.join(" | "));
     println!("|---|---|{}---:|---:|---:|", "---:|".repeat(names.len()));
-    let loads = CLIENTS.into_iter().flat_map(loads_of).map(|(load, _, _, rows)| (load, rows));
+    let loads = BY_CLIENTS.iter().flat_map(|(_, loads)| *loads).map(|(load, _, _, rows)| (*load, *rows));
     for (load, rows) in loads.chain(LINES.map(|(line, _)| (line, LINE_ROWS))) {
         for &(field, unit, more_is_better) in rows {
             let value = |name: &str| median(&values(seen, load, name, field));

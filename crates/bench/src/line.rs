@@ -36,7 +36,6 @@ impl Drop for Played {
 pub(crate) async fn play(anyproxy: &Path, rtt: u32, rounds: usize, seconds: f64) -> Result<Paces> {
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("line.py"), SCRIPT)?;
-    let anyproxy = anyproxy.canonicalize()?;
     let command = format!(
         "python3 line.py --anyproxy {} --rtt {rtt} --rounds {rounds} --seconds {seconds}",
         anyproxy.display()

@@ -64,12 +64,6 @@ pub(crate) struct Figures {
     pub(crate) failure: Option<String>,
 }
 
-impl Figures {
-    pub(crate) fn of<const N: usize>(values: [(&'static str, f64); N]) -> Self {
-        Self { values: values.into(), ..Self::default() }
-    }
-}
-
 /// Where a load goes, and how long it is watched.
 #[derive(Clone, Debug)]
 pub(crate) struct Field {

@@ -74,7 +74,8 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result {
     program::raise_open_files();
     let anyproxy = || match arguments.anyproxy.clone() {
-        Some(path) => Ok(path),
+        // Programs are started in folders of their own.
+        Some(path) => Ok(path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))?),
         None => program::beside("anyproxy"),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

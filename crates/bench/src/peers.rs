@@ -40,8 +40,9 @@ pub(crate) enum Kind {
     Bound,
 }
 
-/// One tunnel, with as many clients as are asked for. In all texts `{work}` is a scratch folder with `ca.crt`, `server.crt` and `server.key`, `{target}` the
-/// far end, `{user}` who runs this, `{anyproxy}` and `{bench}` the programs of that name.
+/// One tunnel, with as many clients as are asked for. In all texts `{work}` is a scratch folder with `ca.crt`,
+/// `server.crt` and `server.key`, `{target}` the far end, `{user}` who runs this, `{anyproxy}` and `{bench}` the programs
+/// of that name. What is there for each client has the client's number for `{n}`, from 1; clients connect to `{p0}`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Definition {
@@ -130,9 +131,10 @@ impl Definition {
             }
             Ok(text)
         };
+        let copies = |each_client: bool| 1..=if each_client { clients } else { 1 };
         let for_client = |text: &str, client: usize| text.replace("{n}", &client.to_string());
         for (name, text) in &self.files {
-            for client in 1..=if name.contains("{n}") { clients } else { 1 } {
+            for client in copies(name.contains("{n}")) {
                 let text = fill(&for_client(text, client))?;
                 std::fs::write(around.work.join(for_client(name, client)), text)?;
             }
@@ -150,7 +152,7 @@ impl Definition {
             udp: way(&self.udp)?,
         };
         for (at, start) in self.start.iter().enumerate() {
-            for client in 1..=if start.each_client { clients } else { 1 } {
+            for client in copies(start.each_client) {
                 let command = fill(&for_client(&start.command, client))?;
                 let (program, rest) = command.split_once(' ').unwrap_or((&command, ""));
                 let program = find(program).ok_or_else(|| format!("{program} is missing"))?;
@@ -162,7 +164,8 @@ impl Definition {
                 listening(([127, 0, 0, 1], fill(port)?.parse()?).into()).await?;
             }
         }
-        if self.takes_clients() {
+        // That one is there, its first byte will tell.
+        if clients > 1 {
             connected(ports[0], clients).await?;
         }
         tunnel.lets_through(around.target).await?;

@@ -73,9 +73,9 @@ impl Program {
         let _ = self.child.wait();
     }
 
-    /// SIGTERM.
-    pub(crate) fn ask_to_end(&self) {
-        if let Some(pid) = self.pid() {
+    /// SIGTERM, if it still runs: afterwards its number may be another's.
+    pub(crate) fn ask_to_end(&mut self) {
+        if let Some(pid) = self.pid().filter(|_| !self.has_ended()) {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
