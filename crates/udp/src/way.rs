@@ -38,8 +38,8 @@ impl Way {
         }
         let sent = socket.try_io(Interest::WRITABLE, || send_row(socket, datagrams, size, self.to));
         if matches!(&sent, Err(error) if error.kind() != io::ErrorKind::WouldBlock) {
-            // Too long for a link on the way, or a device that cannot, or a kernel that never heard of it; or an error
-            // that has nothing to do with rows, which the first datagram alone will show.
+            // Too long for a link on the way, or a device or a kernel that cannot; or an error that has nothing to do with
+            // rows, which the first datagram alone will show.
             self.rows.store(false, Ordering::Relaxed);
         }
         sent
@@ -50,9 +50,16 @@ impl Way {
 fn send_row(socket: &UdpSocket, datagrams: &[u8], size: usize, to: SocketAddr) -> io::Result<()> {
     use std::io::IoSlice;
     use std::os::fd::AsRawFd as _;
+    use std::sync::OnceLock;
 
-    use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+    use nix::sys::socket::sockopt::UdpGsoSegment;
+    use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockopt, sendmsg};
 
+    // A kernel that never heard of it overlooks the control message, and would send the row as one datagram.
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    if !KNOWN.get_or_init(|| getsockopt(socket, UdpGsoSegment).is_ok()) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     let size = u16::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
     let (to, cut) = (SockaddrStorage::from(to), [ControlMessage::UdpGsoSegments(&size)]);
     sendmsg(socket.as_raw_fd(), &[IoSlice::new(datagrams)], &cut, MsgFlags::empty(), Some(&to))?;
