@@ -40,7 +40,8 @@ pub struct Sent {
     pub datagrams: usize,
     /// and their bytes.
     pub bytes: usize,
-    /// Why the last one of those that did not leave was dropped. No other is dropped for it.
+    /// Why the last one of those that did not leave was dropped. No other is dropped for it, unless the socket takes nothing
+    /// more: then all that were left are.
     pub error: Option<io::Error>,
 }
 
