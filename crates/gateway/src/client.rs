@@ -72,7 +72,7 @@ pub struct TunnelStatus {
     pub unsent: usize,
     /// The last round trip measured.
     pub rtt: Option<Duration>,
-    /// Whether it has bytes to send that are not taken, and nothing was heard for some seconds.
+    /// Whether it has bytes to send that are not taken, and for three seconds nothing was taken or heard.
     pub stalled: bool,
 }
 

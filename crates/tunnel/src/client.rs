@@ -73,6 +73,11 @@ impl ClientTunnel {
         self.0.shared.closed()
     }
 
+    /// Whether it has ended.
+    pub fn is_closed(&self) -> bool {
+        self.0.shared.is_closed()
+    }
+
     /// The number the gateway gave the tunnel in its hello.
     pub fn session(&self) -> u64 {
         self.0.shared.session
@@ -103,7 +108,8 @@ impl ClientTunnel {
         self.0.shared.gauges.is_blocked() && !self.is_stalled()
     }
 
-    /// Whether something waits to be sent that the carrier does not take, and the peer has said nothing for three seconds.
+    /// Whether more waits to be sent than the carrier takes, and for three seconds it has taken nothing and the peer said
+    /// nothing.
     pub fn is_stalled(&self) -> bool {
         self.0.shared.gauges.is_stalled(now())
     }

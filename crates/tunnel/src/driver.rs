@@ -367,14 +367,16 @@ impl<E: End, C: Carrier> Engine<E, C> {
     fn transmit(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Left, Over> {
         let session = self.core.shared.session;
         let local = &mut self.core.local;
+        let mut took = false;
         let sent = self.link.poll_transmit(cx, now, |frame| {
+            took = true;
             E::leaves(local, frame);
             match E::sent(frame) {
                 Some((id, frame)) => log("sent", session, id, frame),
                 None => trace!(session, bytes = frame_len(frame), "sent"),
             }
         });
-        self.core.shared.gauges.set_blocked(sent.is_pending(), now);
+        self.core.shared.gauges.set_blocked(sent.is_pending(), took, now);
         match sent {
             Poll::Pending => Ok(Left::Nothing),
             Poll::Ready(Ok(left)) => Ok(left),

@@ -168,7 +168,8 @@ impl Tunnel {
         self.shared().gauges.rtt()
     }
 
-    /// Whether something waits to be sent that the carrier does not take, and the peer has said nothing for three seconds.
+    /// Whether more waits to be sent than the carrier takes, and for three seconds it has taken nothing and the peer said
+    /// nothing.
     pub fn is_stalled(&self) -> bool {
         self.shared().gauges.is_stalled(now())
     }

@@ -13,7 +13,8 @@ use crate::cell::Bell;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{CloseReason, Config};
 
-/// How long something may wait to be sent, and nothing be heard, before a tunnel counts as stalled.
+/// How long something may wait to be sent, and neither leave nor anything be heard, before a tunnel counts as stalled. A
+/// line that takes the longest message in that time, 44 kB/s, does not, whatever it carries.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 
 /// What a stream takes from its writer where memory is short: little, and never nothing, or it would not end.
@@ -45,7 +46,8 @@ pub(crate) struct Gauges {
     pub(crate) going_away: AtomicBool,
     pub(crate) dropped_datagrams: AtomicU64,
     started: Instant,
-    /// Since when the carrier takes nothing, in milliseconds after `started`, plus one; 0 while it does.
+    /// Since when a carrier that has no room took nothing and brought nothing, in milliseconds after `started`, plus one; 0
+    /// while it has room.
     blocked: AtomicU64,
 }
 
@@ -128,17 +130,17 @@ impl Gauges {
         self.rtt.store(micros.max(1), Ordering::Relaxed);
     }
 
-    /// Notes whether the carrier takes nothing.
-    pub(crate) fn set_blocked(&self, blocked: bool, now: Instant) {
+    /// Notes whether the carrier has room for more, and whether it took something before it had none.
+    pub(crate) fn set_blocked(&self, blocked: bool, took: bool, now: Instant) {
         if !blocked {
             self.blocked.store(0, Ordering::Relaxed);
-        } else if self.blocked.load(Ordering::Relaxed) == 0 {
+        } else if took || !self.is_blocked() {
             self.blocked.store(self.millis(now) + 1, Ordering::Relaxed);
         }
     }
 
-    /// Notes that the peer said something. Where it is sent more than the line takes, that is how one sees that the line
-    /// moves: it gives credit for what arrives.
+    /// Notes that the peer said something, as it does when it gives credit for what arrives: a line that is slow to take
+    /// more may still move.
     pub(crate) fn heard(&self, now: Instant) {
         if self.is_blocked() {
             self.blocked.store(self.millis(now) + 1, Ordering::Relaxed);

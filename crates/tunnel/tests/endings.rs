@@ -3,21 +3,23 @@
 
 mod support;
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyproxy_core::Outcome;
+use anyproxy_core::{Datagrams, Outcome};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, GoAwayCode, OpenErr, OpenErrClass, OpenOk};
 use anyproxy_tunnel::{
     CloseReason, Config, OpenError, PeerError, Request, TunnelError, WebSocket, accept, connect,
 };
-use bytes::Bytes;
-use support::{Pair, idle_pair, pattern, spawn_echo, tcp, until};
+use bytes::{Bytes, BytesMut};
+use support::{Pair, idle_pair, pattern, spawn_echo, tcp, udp, until};
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex,
 };
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 // === Opens ===
@@ -269,19 +271,7 @@ async fn a_tunnel_that_takes_nothing_for_seconds_is_stalled() {
 
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_that_is_full_for_minutes_and_moves_is_not_stalled() {
-    // A line of 200 kB a second, before which the gateway's end always waits.
-    let (near, line) = duplex(64 * 1024);
-    let (exit, far) = duplex(64 * 1024);
-    let (mut from_near, mut to_near) = tokio::io::split(line);
-    let (mut from_far, mut to_far) = tokio::io::split(exit);
-    let slow = tokio::spawn(async move {
-        let mut packet = [0; 20_000];
-        while let Ok(length @ 1..) = from_near.read(&mut packet).await {
-            to_far.write_all(&packet[..length]).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    });
-    tokio::spawn(async move { tokio::io::copy(&mut from_far, &mut to_near).await });
+    let (near, far, _line) = slow_line(200_000);
     let mut pair = Pair::over(near, far, Config::default()).await;
     let (mut near_end, mut far_end) = pair.stream(tcp()).await;
     let writer = tokio::spawn(async move { while near_end.write_all(&[0; 10_000]).await.is_ok() {} });
@@ -290,7 +280,47 @@ async fn a_tunnel_that_is_full_for_minutes_and_moves_is_not_stalled() {
         assert!(!pair.gateway.is_stalled(), "after {second} s");
     }
     writer.abort();
-    slow.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_tunnel_full_of_datagrams_nobody_answers_is_not_stalled() {
+    let (near, far, _line) = slow_line(50_000);
+    let mut pair = Pair::over(near, far, Config::default()).await;
+    let (near_end, far_end) = pair.stream(udp()).await;
+    let (mut near_end, mut far_end) = (Datagrams::new(near_end), Datagrams::new(far_end));
+    let mut reader = JoinSet::new();
+    reader.spawn(async move {
+        let mut buf = BytesMut::new();
+        while far_end.recv(&mut buf).await.unwrap() {
+            buf.clear();
+        }
+    });
+    for round in 0..600 {
+        for _ in 0..100 {
+            poll_fn(|cx| Poll::Ready(near_end.send_now(cx, &[0; 1_000]))).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!pair.gateway.is_stalled(), "after {round} tenths of a second");
+    }
+    assert!(pair.gateway.dropped_datagrams() > 50_000, "of 60,000: it was full at all times");
+}
+
+/// A line of so many bytes a second from the first end to the second, that stands as long as the set.
+fn slow_line(rate: usize) -> (DuplexStream, DuplexStream, JoinSet<()>) {
+    let (near, line) = duplex(64 * 1024);
+    let (exit, far) = duplex(64 * 1024);
+    let (mut from_near, mut to_near) = tokio::io::split(line);
+    let (mut from_far, mut to_far) = tokio::io::split(exit);
+    let mut ways = JoinSet::new();
+    ways.spawn(async move { drop(tokio::io::copy(&mut from_far, &mut to_near).await) });
+    ways.spawn(async move {
+        let mut packet = vec![0; rate / 10];
+        while let Ok(length @ 1..) = from_near.read(&mut packet).await {
+            to_far.write_all(&packet[..length]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    (near, far, ways)
 }
 
 // === The tunnel ends in order ===
