@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyproxy_core::{Datagrams, MAX_DATAGRAM};
 use anyproxy_tunnel::Stream;
-use anyproxy_udp::{Burst, Way};
+use anyproxy_udp::{Burst, Peer};
 use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
@@ -47,6 +47,11 @@ pub(crate) struct Association {
 }
 
 impl Associations {
+    /// Whether there is none at the moment.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+
     /// The association of this number, the same as long as a flow of it lives. Its sockets are served in `tasks`.
     pub(crate) fn join(self: &Arc<Self>, id: u64, tasks: &TaskTracker) -> Arc<Association> {
         let mut entries = lock(&self.0);
@@ -252,7 +257,7 @@ pub(crate) async fn keep(association: Arc<Association>, stream: Stream) -> End {
 pub(crate) struct Flow {
     association: Arc<Association>,
     socket: Arc<UdpSocket>,
-    way: Way,
+    peer: Peer,
     shared: Arc<Shared>,
     up: u64,
 }
@@ -271,7 +276,7 @@ impl Flow {
             first: OnceLock::new(),
             evicted: Notify::new(),
         };
-        Self { association, socket, way: Way::to(destination), shared: Arc::new(shared), up: 0 }
+        Self { association, socket, peer: Peer::new(destination), shared: Arc::new(shared), up: 0 }
     }
 
     /// Runs until the user is done with it, or has sent nothing for `idle`. Answers do not prolong it (RFC 4787
@@ -280,7 +285,7 @@ impl Flow {
         let mut timer = pin!(sleep_until(Instant::now() + idle));
         loop {
             tokio::select! {
-                received = poll_fn(|cx| self.shared.poll_recv(cx)) => {
+                received = self.receive() => {
                     match received {
                         Ok(burst) => self.send(burst).await,
                         Err(end) => return end,
@@ -293,11 +298,19 @@ impl Flow {
         }
     }
 
+    /// What the user has sent, once the socket has room for some of it: where it has none for long, what waits is the
+    /// stream's and counts as such.
+    async fn receive(&self) -> Result<Burst, End> {
+        // A socket that failed shows it with what is sent.
+        let _ = self.socket.writable().await;
+        poll_fn(|cx| self.shared.poll_recv(cx)).await
+    }
+
     /// A datagram that cannot be sent costs itself, never the flow.
     async fn send(&mut self, burst: Burst) {
-        let destination = self.way.destination();
+        let destination = self.peer.address();
         self.association.routes.claim(destination, &self.shared);
-        let sent = burst.send(&self.socket, &self.way).await;
+        let sent = burst.send(&self.socket, &self.peer).await;
         self.up += sent.bytes as u64;
         if let Some(error) = sent.error {
             tracing::debug!(%error, %destination, "a datagram was not sent");
@@ -315,6 +328,6 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.association.routes.release(self.way.destination(), &self.shared);
+        self.association.routes.release(self.peer.address(), &self.shared);
     }
 }

@@ -5,49 +5,47 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// The way to a destination, which knows whether rows of datagrams pass there as one.
+/// Where datagrams go, and whether several of them get there in one call.
 #[derive(Debug)]
-pub struct Way {
-    to: SocketAddr,
-    rows: AtomicBool,
+pub struct Peer {
+    address: SocketAddr,
+    segments: AtomicBool,
 }
 
-impl Way {
-    /// The way to this address. Rows are tried until they are refused.
+impl Peer {
+    /// This address. Segmentation is tried until it is refused.
     #[must_use]
-    pub const fn to(to: SocketAddr) -> Self {
-        Self { to, rows: AtomicBool::new(cfg!(target_os = "linux")) }
+    pub const fn new(address: SocketAddr) -> Self {
+        Self { address, segments: AtomicBool::new(cfg!(target_os = "linux")) }
     }
 
-    /// Where it leads.
+    /// The address.
     #[must_use]
-    pub const fn destination(&self) -> SocketAddr {
-        self.to
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Whether more than one datagram may be sent at once.
-    pub(crate) fn takes_rows(&self) -> bool {
-        self.rows.load(Ordering::Relaxed)
+    pub(crate) fn takes_segments(&self) -> bool {
+        self.segments.load(Ordering::Relaxed)
     }
 
-    /// Sends datagrams of `size` bytes, the last of which may be shorter. If it fails, none has left; a row that is
-    /// refused is the last one that was tried.
+    /// Sends datagrams of `size` bytes, the last of which may be shorter. If it fails, none has left. Where what failed is
+    /// segmentation itself, it is not tried again.
     pub(crate) fn send(&self, socket: &UdpSocket, datagrams: &[u8], size: usize) -> io::Result<()> {
         if datagrams.len() <= size {
-            return socket.try_send_to(datagrams, self.to).map(drop);
+            return socket.try_send_to(datagrams, self.address).map(drop);
         }
-        let sent = socket.try_io(Interest::WRITABLE, || send_row(socket, datagrams, size, self.to));
-        if matches!(&sent, Err(error) if error.kind() != io::ErrorKind::WouldBlock) {
-            // Too long for a link on the way, or a device or a kernel that cannot; or an error that has nothing to do with
-            // rows, which the first datagram alone will show.
-            self.rows.store(false, Ordering::Relaxed);
+        let sent = socket.try_io(Interest::WRITABLE, || send_segments(socket, datagrams, size, self.address));
+        if sent.as_ref().is_err_and(is_of_segmentation) {
+            self.segments.store(false, Ordering::Relaxed);
         }
         sent
     }
 }
 
 #[cfg(target_os = "linux")]
-fn send_row(socket: &UdpSocket, datagrams: &[u8], size: usize, to: SocketAddr) -> io::Result<()> {
+fn send_segments(socket: &UdpSocket, datagrams: &[u8], size: usize, to: SocketAddr) -> io::Result<()> {
     use std::io::IoSlice;
     use std::os::fd::AsRawFd as _;
     use std::sync::OnceLock;
@@ -55,18 +53,40 @@ fn send_row(socket: &UdpSocket, datagrams: &[u8], size: usize, to: SocketAddr) -
     use nix::sys::socket::sockopt::UdpGsoSegment;
     use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockopt, sendmsg};
 
-    // A kernel that never heard of it overlooks the control message, and would send the row as one datagram.
+    // A kernel that never heard of it overlooks the control message, and would send all as one datagram.
     static KNOWN: OnceLock<bool> = OnceLock::new();
     if !KNOWN.get_or_init(|| getsockopt(socket, UdpGsoSegment).is_ok()) {
         return Err(io::ErrorKind::Unsupported.into());
     }
     let size = u16::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let (to, cut) = (SockaddrStorage::from(to), [ControlMessage::UdpGsoSegments(&size)]);
-    sendmsg(socket.as_raw_fd(), &[IoSlice::new(datagrams)], &cut, MsgFlags::empty(), Some(&to))?;
+    let (to, segments) = (SockaddrStorage::from(to), [ControlMessage::UdpGsoSegments(&size)]);
+    sendmsg(socket.as_raw_fd(), &[IoSlice::new(datagrams)], &segments, MsgFlags::empty(), Some(&to))?;
     Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn send_row(_: &UdpSocket, _: &[u8], _: usize, _: SocketAddr) -> io::Result<()> {
+fn send_segments(_: &UdpSocket, _: &[u8], _: usize, _: SocketAddr) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether this is how a kernel, a device or a link too short for the segments refuses. What else fails, a route that is
+/// gone for a moment or a firewall, fails for each datagram alike and passes.
+#[cfg(target_os = "linux")]
+fn is_of_segmentation(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+
+    match error.raw_os_error().map(Errno::from_raw) {
+        None => error.kind() == io::ErrorKind::Unsupported,
+        Some(errno) => {
+            matches!(
+                errno,
+                Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE | Errno::EOPNOTSUPP | Errno::ENOPROTOOPT
+            )
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_of_segmentation(_: &io::Error) -> bool {
+    true
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyproxy_core::{BoxError, BoxFuture, ByteStream, Datagrams, Outcome, Target, end_turn};
 use anyproxy_front::Scratch;
-use anyproxy_udp::{Burst, Way};
+use anyproxy_udp::{Burst, Peer};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable};
@@ -114,7 +114,7 @@ where
     ) -> Self {
         let now = Instant::now();
         Self {
-            user: Arc::new(UserPort { socket, ip, port, way: OnceLock::new(), drops: drops.clone() }),
+            user: Arc::new(UserPort { socket, ip, port, pinned: OnceLock::new(), drops: drops.clone() }),
             dial,
             idle_timeout: config.idle_timeout,
             max_destinations: config.max_destinations.get(),
@@ -392,26 +392,26 @@ struct UserPort {
     /// ... and from this port, if the user named one.
     port: Option<u16>,
     /// To where the first one came from: the only address others may come from, and answers go to.
-    way: OnceLock<Way>,
+    pinned: OnceLock<Peer>,
     drops: Arc<UdpDrops>,
 }
 
 impl UserPort {
     fn is(&self, source: SocketAddr) -> bool {
-        match self.way.get() {
-            Some(way) => way.destination() == source,
+        match self.pinned.get() {
+            Some(user) => user.address() == source,
             None => source.ip() == self.ip && self.port.is_none_or(|port| port == source.port()),
         }
     }
 
     fn pin(&self, source: SocketAddr) {
-        self.way.get_or_init(|| Way::to(source));
+        self.pinned.get_or_init(|| Peer::new(source));
     }
 
     /// Sends now, or drops those that there is no room for.
     fn send(&self, answers: Burst) {
         let asked = answers.len();
-        let sent = self.way.get().map_or(0, |user| answers.try_send(&self.socket, user).datagrams);
+        let sent = self.pinned.get().map_or(0, |user| answers.try_send(&self.socket, user).datagrams);
         self.drops.add(Dropped::Unsent, asked - sent);
     }
 }
