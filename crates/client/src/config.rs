@@ -127,8 +127,8 @@ impl Config {
 /// How many tunnels are kept to a gateway, from 1 to [`MAX_REPLICAS`].
 ///
 /// There are as few as `min`. While all are full and have more streams than there are tunnels, one more is opened every few
-/// seconds, up to `max`; where none was full for a minute one is given back: its streams may finish on it, beside the
-/// `max`. A tunnel is full while its connection takes less than there is
+/// seconds, up to `max`; where none was full for a minute one is given back, unless all carry datagrams of a user, whose
+/// source port would change: its streams may finish on it, and as long as they do it counts towards `max`. A tunnel is full while its connection takes less than there is
 /// to send to the gateway, or the [thread](Config::seats) that serves it has hardly a moment left and another has.
 /// Streams stay on the tunnel they began on: more tunnels help those that come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::Shared;
 use crate::config::Replicas;
 use crate::supervisor::supervise;
+use crate::udp::Associations;
 
 /// How often it is looked how full tunnels are.
 const LOOK: Duration = Duration::from_secs(1);
@@ -29,6 +30,8 @@ pub(crate) struct Pool {
     gateway: Target,
     stop: CancellationToken,
     places: Vec<Arc<Place>>,
+    /// Given back, and still carrying what began on them.
+    draining: Vec<ClientTunnel>,
     /// Of the places, and of those given back that have not noticed yet.
     supervisors: JoinSet<()>,
     demand: Demand,
@@ -36,11 +39,18 @@ pub(crate) struct Pool {
 
 /// A tunnel of a pool, whether or not it stands at the moment.
 pub(crate) struct Place {
-    tunnel: Mutex<Option<ClientTunnel>>,
+    standing: Mutex<Option<Standing>>,
     /// That of the thread that serves it, if it was put on one.
     thread: Option<Pulse>,
     /// Cancelled when the pool does without it, or the client stops.
     pub(crate) leave: CancellationToken,
+}
+
+/// A tunnel that stands.
+#[derive(Clone)]
+pub(crate) struct Standing {
+    pub(crate) tunnel: ClientTunnel,
+    pub(crate) associations: Arc<Associations>,
 }
 
 impl Pool {
@@ -50,6 +60,7 @@ impl Pool {
             gateway,
             stop,
             places: Vec::new(),
+            draining: Vec::new(),
             supervisors: JoinSet::new(),
             demand: Demand::default(),
         }
@@ -78,7 +89,7 @@ impl Pool {
     fn add(&mut self) {
         let seat = self.shared.config.seats.as_ref().map(Seats::take);
         let place = Arc::new(Place {
-            tunnel: Mutex::default(),
+            standing: Mutex::default(),
             thread: seat.as_ref().map(|seat| seat.pulse().clone()),
             leave: self.stop.child_token(),
         });
@@ -98,47 +109,54 @@ impl Pool {
         let spread = self.shared.config.seats.as_ref().is_some_and(Seats::is_any_idle);
         let streams = self.places.iter().map(|place| place.streams()).sum();
         let full = self.places.iter().filter(|place| place.is_full(spread)).count();
-        let tunnels = self.places.len();
-        match self.demand.look(replicas, &Sight { tunnels, full, streams }) {
+        self.draining.retain(|tunnel| !tunnel.is_closed());
+        let (tunnels, draining) = (self.places.len(), self.draining.len());
+        match self.demand.look(replicas, &Sight { tunnels, draining, full, streams }) {
             None => {}
             Some(Change::More) => {
                 tracing::info!(gateway = %self.gateway, tunnels = tunnels + 1, "all tunnels are full: one more");
                 self.add();
             }
-            Some(Change::Less) => {
-                tracing::info!(gateway = %self.gateway, tunnels = tunnels - 1, "no tunnel was full: one less");
-                self.give_back();
-            }
+            Some(Change::Less) => self.give_back(),
         }
     }
 
-    /// Does without the tunnel that has the fewest streams, which may finish.
+    /// Does without the tunnel that has the fewest streams, which may finish. One that carries datagrams of a user is kept:
+    /// those for new destinations would go by another, and leave from another port (RFC 4787 section 4.1).
     fn give_back(&mut self) {
-        let fewest = (0..self.places.len()).rev().min_by_key(|place| self.places[*place].streams());
-        if let Some(place) = fewest {
-            self.places.swap_remove(place).leave.cancel();
-        }
+        let idle = (0..self.places.len()).rev().filter(|place| !self.places[*place].has_associations());
+        let Some(place) = idle.min_by_key(|place| self.places[*place].streams()) else { return };
+        let place = self.places.swap_remove(place);
+        tracing::info!(gateway = %self.gateway, tunnels = self.places.len(), "no tunnel was full: one less");
+        self.draining.extend(place.standing().take().map(|standing| standing.tunnel));
+        place.leave.cancel();
     }
 }
 
 impl Place {
     /// Notes the tunnel that stands here now, or that none does.
-    pub(crate) fn set(&self, tunnel: Option<ClientTunnel>) {
-        *self.tunnel() = tunnel;
+    pub(crate) fn set(&self, standing: Option<Standing>) {
+        *self.standing() = standing;
     }
 
-    fn tunnel(&self) -> MutexGuard<'_, Option<ClientTunnel>> {
-        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    fn standing(&self) -> MutexGuard<'_, Option<Standing>> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn streams(&self) -> usize {
-        self.tunnel().as_ref().map_or(0, ClientTunnel::streams)
+        self.standing().as_ref().map_or(0, |standing| standing.tunnel.streams())
+    }
+
+    fn has_associations(&self) -> bool {
+        self.standing().as_ref().is_some_and(|standing| !standing.associations.is_empty())
     }
 
     /// `spread`: there is a thread with moments left.
     fn is_full(&self, spread: bool) -> bool {
         let is_busy = spread && self.thread.as_ref().is_some_and(Pulse::is_busy);
-        self.tunnel().as_ref().is_some_and(|tunnel| tunnel.is_full() || (is_busy && tunnel.streams() > 0))
+        let standing = self.standing();
+        let tunnel = standing.as_ref().map(|standing| &standing.tunnel);
+        tunnel.is_some_and(|tunnel| tunnel.is_full() || (is_busy && tunnel.streams() > 0))
     }
 }
 
@@ -156,6 +174,8 @@ struct Demand {
 /// What is seen at one look.
 struct Sight {
     tunnels: usize,
+    /// Those that were given back and still stand: connections of the gateway like the others.
+    draining: usize,
     /// Those that are full. One that does not stand is not.
     full: usize,
     /// Streams of all of them.
@@ -174,7 +194,7 @@ impl Demand {
         let all_full = sight.full == sight.tunnels && sight.streams > sight.tunnels;
         self.full = if all_full { self.full.saturating_add(1) } else { 0 };
         self.calm = if sight.full == 0 { self.calm.saturating_add(1) } else { 0 };
-        let change = if self.full >= FULL_LOOKS && sight.tunnels < replicas.max {
+        let change = if self.full >= FULL_LOOKS && sight.tunnels + sight.draining < replicas.max {
             Change::More
         } else if self.calm >= CALM_LOOKS && sight.tunnels > replicas.min {
             Change::Less
@@ -196,13 +216,15 @@ mod tests {
     struct Model {
         demand: Demand,
         tunnels: usize,
+        draining: usize,
     }
 
     impl Model {
         fn looks(&mut self, looks: u32, full: bool, streams: usize) -> usize {
             for _ in 0..looks {
                 let full = if full { self.tunnels } else { 0 };
-                match self.demand.look(REPLICAS, &Sight { tunnels: self.tunnels, full, streams }) {
+                let (tunnels, draining) = (self.tunnels, self.draining);
+                match self.demand.look(REPLICAS, &Sight { tunnels, draining, full, streams }) {
                     None => {}
                     Some(Change::More) => self.tunnels += 1,
                     Some(Change::Less) => self.tunnels -= 1,
@@ -213,7 +235,7 @@ mod tests {
     }
 
     fn model(tunnels: usize) -> Model {
-        Model { demand: Demand::default(), tunnels }
+        Model { demand: Demand::default(), tunnels, draining: 0 }
     }
 
     #[test]
@@ -224,6 +246,14 @@ mod tests {
         assert_eq!(model.looks(FULL_LOOKS - 1, true, 16), 2, "and three more for the next one");
         assert_eq!(model.looks(1, true, 16), 3);
         assert_eq!(model.looks(1000, true, 16), 3);
+    }
+
+    #[test]
+    fn what_still_drains_counts_towards_the_most() {
+        let mut model = Model { draining: 1, ..model(1) };
+        assert_eq!(model.looks(1000, true, 16), 2);
+        model.draining = 0;
+        assert_eq!(model.looks(1, true, 16), 3);
     }
 
     #[test]
@@ -244,7 +274,7 @@ mod tests {
     #[test]
     fn one_that_is_not_full_has_room_for_those_who_come() {
         let mut demand = Demand::default();
-        let sight = Sight { tunnels: 2, full: 1, streams: 16 };
+        let sight = Sight { tunnels: 2, draining: 0, full: 1, streams: 16 };
         assert!((0..200).all(|_| demand.look(REPLICAS, &sight).is_none()), "nor is it calm");
     }
 

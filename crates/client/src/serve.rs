@@ -44,6 +44,7 @@ pub(crate) enum Left {
 pub(crate) async fn serve(
     client: Arc<Shared>,
     link: Link,
+    associations: Arc<Associations>,
     leave: CancellationToken,
     stop: CancellationToken,
     left: oneshot::Sender<Left>,
@@ -54,8 +55,7 @@ pub(crate) async fn serve(
     client.tasks.spawn(client.kill.clone().run_until_cancelled_owned(driver));
     let patience =
         Patience { idle: client.config.idle_timeout, half_closed: client.config.half_closed_timeout };
-    let context =
-        Arc::new(Context { client: client.clone(), associations: Arc::default(), patience: patience.into() });
+    let context = Arc::new(Context { client: client.clone(), associations, patience: patience.into() });
     let mut versions = Versions::default();
     // Both go once the tunnel is out of service.
     let (mut left, mut live) = (Some(left), Some(client.live.enter()));

@@ -15,8 +15,9 @@ use crate::access::Escaped;
 use crate::backoff::Backoff;
 use crate::client::Shared;
 use crate::link::{self, Link, LinkError};
-use crate::pool::Place;
+use crate::pool::{Place, Standing};
 use crate::serve::{self, Left};
+use crate::udp::Associations;
 
 /// Tunnels of one supervisor that the gateway has taken out of service and whose streams still live. Beyond it the
 /// oldest is closed: a gateway that sends a go-away on every tunnel does not pile them up.
@@ -49,9 +50,10 @@ pub(crate) async fn supervise(
             Some(Ok(link)) => {
                 expected = None;
                 greet(&shared, &gateway, &link.hello);
-                let tunnel = link.tunnel.clone();
-                place.set(Some(tunnel.clone()));
-                let (begun, left) = (Instant::now(), serve_apart(&shared, link, &place, &stop).await);
+                let (tunnel, associations) = (link.tunnel.clone(), Arc::<Associations>::default());
+                place.set(Some(Standing { tunnel: tunnel.clone(), associations: associations.clone() }));
+                let begun = Instant::now();
+                let left = serve_apart(&shared, link, associations, &place, &stop).await;
                 place.set(None);
                 match left {
                     Ok(Left::Unneeded) => return,
@@ -88,11 +90,13 @@ pub(crate) async fn supervise(
 fn serve_apart(
     shared: &Arc<Shared>,
     link: Link,
+    associations: Arc<Associations>,
     place: &Place,
     stop: &CancellationToken,
 ) -> oneshot::Receiver<Left> {
     let (left, receiver) = oneshot::channel();
-    shared.tasks.spawn(serve::serve(shared.clone(), link, place.leave.clone(), stop.clone(), left));
+    let leave = place.leave.clone();
+    shared.tasks.spawn(serve::serve(shared.clone(), link, associations, leave, stop.clone(), left));
     receiver
 }
 

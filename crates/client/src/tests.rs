@@ -582,7 +582,14 @@ impl World {
         let (client, requests, hello, driver) = client.unwrap();
         let link = Link { tunnel: client, requests, hello, driver };
         let (stop, (left, receiver)) = (CancellationToken::new(), oneshot::channel());
-        shared.tasks.spawn(serve::serve(shared.clone(), link, stop.child_token(), stop.clone(), left));
+        shared.tasks.spawn(serve::serve(
+            shared.clone(),
+            link,
+            Arc::default(),
+            stop.child_token(),
+            stop.clone(),
+            left,
+        ));
         while *shared.live.subscribe().borrow() == 0 {
             tokio::task::yield_now().await;
         }

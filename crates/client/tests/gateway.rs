@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyproxy_client::{Client, ClientTls, Config, Handle, OpenPort, Replicas, Transport};
 use anyproxy_core::{Credentials, Target};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, HostRef, Open, PortRequest};
-use anyproxy_tunnel::{Tunnel, WebSocket, accept};
+use anyproxy_tunnel::{CloseReason, Tunnel, WebSocket, accept};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -145,6 +145,7 @@ async fn a_full_tunnel_gets_company_which_is_given_back_after_a_calm_minute() {
     let client = gateway.client(|config| {
         config.gateways = vec![line.try_into().unwrap()];
         config.replicas = Replicas { min: 1, max: 2 };
+        config.tunnel.mux.ping_timeout = PATIENT;
     });
     let (_, hello, first, _first) = gateway.welcome().await;
     let mut readers = JoinSet::new();
@@ -152,20 +153,34 @@ async fn a_full_tunnel_gets_company_which_is_given_back_after_a_calm_minute() {
         let (mut stream, _) = first.open(Open::tcp(HostRef::Ip(address.ip()), address.port())).await.unwrap();
         readers.spawn(async move { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await });
     }
-    let (_, other, _second, _cut) = gateway.welcome().await;
+    let (_, other, second, _cut) = gateway.welcome().await;
     assert_eq!(other.instance, hello.instance);
     client.has_tunnels(2).await;
+
+    // An association on each, so that neither is given back: its source port would change.
+    let loopback = HostRef::Ip(address.ip());
+    let both = [first.open(Open::udp(1, loopback.clone(), 9)), second.open(Open::udp(2, loopback, 9))];
+    let flows = futures_util::future::try_join_all(both).await.unwrap();
 
     // Nobody reads any more, and the minute is not waited for.
     readers.shutdown().await;
     source.abort();
-    while first.streams() > 0 {
-        tokio::task::yield_now().await;
-    }
+    let over = async {
+        while first.streams() > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(10), over).await.unwrap();
     tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    client.has_tunnels(2).await;
+    drop(flows);
     let mut tunnels = client.handle.watch_tunnels();
     timeout(Duration::from_secs(100), tunnels.wait_for(|tunnels| *tunnels == 1)).await.unwrap().unwrap();
     tokio::time::resume();
+    let reason = timeout(Duration::from_secs(5), second.closed()).await.unwrap();
+    assert!(matches!(reason, CloseReason::Drained), "given back, not lost: {reason:?}");
+    assert!(first.accepts_opens());
     client.stopped().await;
 }
 
@@ -180,6 +195,9 @@ async fn a_client_that_is_dropped_cuts_its_tunnels() {
 }
 
 // === Helpers ===
+
+/// Where time is invented and the kernel's is not, a ping may find its answer late.
+const PATIENT: Duration = Duration::from_secs(3_600);
 
 struct Gateway {
     listener: TcpListener,
@@ -234,7 +252,9 @@ impl Gateway {
             Ok(response)
         };
         let upgraded = tokio_tungstenite::accept_hdr_async(tls, upgrade).await.unwrap();
-        let accepting = accept(WebSocket::server(upgraded.into_inner()), Default::default()).await.unwrap();
+        let mut config = anyproxy_tunnel::Config::default();
+        config.mux.ping_timeout = PATIENT;
+        let accepting = accept(WebSocket::server(upgraded.into_inner()), config).await.unwrap();
         let hello = accepting.hello().clone();
         let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
         let cut = CancellationToken::new();
