@@ -58,7 +58,7 @@ impl Workers {
         Self(threads.into_iter().map(worker).collect())
     }
 
-    /// Seats for tunnels: each where the fewest are.
+    /// Seats for tunnels: each where the fewest are, and among those rather not where the thread is busy.
     #[must_use]
     pub fn tunnels(&self) -> Seats {
         Seats { workers: self.clone(), kind: Kind::Tunnel }
@@ -73,7 +73,7 @@ impl Workers {
 
     /// The place for one more tunnel.
     fn for_tunnel(&self) -> usize {
-        self.least(|worker| Some(worker.tunnels.load(Ordering::Relaxed)))
+        self.least(|worker| Some((worker.tunnels.load(Ordering::Relaxed), worker.pulse.is_busy())))
     }
 
     /// The place for one more user.
@@ -280,6 +280,9 @@ mod tests {
             assert!(workers.users().take().is_beside(&tunnel));
             tokio::spawn(async { thread::sleep(Duration::from_millis(300)) }).await.unwrap();
             assert!(!workers.users().take().is_beside(&tunnel));
+            let second = workers.tunnels().take();
+            assert!(!workers.tunnels().take().is_beside(&tunnel), "both have one, and this one is busy");
+            drop(second);
             // And a rest.
             tokio::time::sleep(Duration::from_millis(300)).await;
             assert!(workers.users().take().is_beside(&tunnel));
