@@ -227,15 +227,29 @@ client:
             let file = File::parse("f", &format!("client: {{ replicas: {value} }}\n"));
             file.map(|file| file.client.unwrap().replicas.map(|Replicas { min, max }| (min, max)))
         };
-        assert_eq!(replicas("3").unwrap(), Some((3, 3)));
-        assert_eq!(replicas("{ min: 2, max: 8 }").unwrap(), Some((2, 8)));
-        assert_eq!(replicas("{ max: 8 }").unwrap(), Some((1, 8)));
-        for bad in ["{ min: 2 }", "{ most: 8, max: 8 }", "-1", "65536", "many", "[1, 8]"] {
+        assert_eq!(replicas("3").unwrap(), Some((Some(3), Some(3))));
+        assert_eq!(replicas("{ min: 2, max: 8 }").unwrap(), Some((Some(2), Some(8))));
+        assert_eq!(replicas("{ max: 8 }").unwrap(), Some((None, Some(8))));
+        for bad in ["{ most: 8, max: 8 }", "{ max: -1 }", "-1", "65536", "many", "[1, 8]"] {
             let error = replicas(bad).unwrap_err().to_string();
             assert!(error.starts_with("f:1:"), "{bad}: {error}");
         }
-        let file = load(&[("ANYPROXY_CLIENT__REPLICAS", "5")]).unwrap();
-        assert_eq!(file.client.unwrap().replicas, Some(Replicas { min: 5, max: 5 }));
+    }
+
+    #[test]
+    fn one_end_of_a_range_of_replicas_may_be_laid_over_the_file_s() {
+        let replicas = |variable: &str, value: &str| {
+            let mut file = File::parse("f", "client: { replicas: { min: 2, max: 8 } }").unwrap();
+            file.overlay(load(&[(variable, value)]).unwrap());
+            file.client.unwrap().replicas.map(|Replicas { min, max }| (min, max))
+        };
+        assert_eq!(replicas("ANYPROXY_CLIENT__REPLICAS__MAX", "9"), Some((Some(2), Some(9))));
+        assert_eq!(replicas("ANYPROXY_CLIENT__REPLICAS__MIN", "4"), Some((Some(4), Some(8))));
+        assert_eq!(
+            replicas("ANYPROXY_CLIENT__REPLICAS", "5"),
+            Some((Some(5), Some(5))),
+            "a number says both"
+        );
     }
 
     #[test]

@@ -42,7 +42,6 @@ replaced!(
     LogOutput,
     Password,
     Protocol,
-    Replicas,
     StickyBy,
     Strategy,
     bool,
@@ -57,6 +56,14 @@ replaced!(
     Vec<Protocol>,
     Vec<String>,
 );
+
+/// A number says both.
+impl Overlay for Replicas {
+    fn overlay(&mut self, upper: Self) {
+        self.min.overlay(upper.min);
+        self.max.overlay(upper.max);
+    }
+}
 
 impl<T> Overlay for Vec<Spanned<T>> {
     fn overlay(&mut self, upper: Self) {

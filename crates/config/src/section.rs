@@ -300,7 +300,8 @@ sections! {
         client_id: String,
         /// The group it serves. Default: `default`.
         group_id: String,
-        /// Tunnels to keep open to each gateway: a number, or `{ min, max }` for more while all are full. Default: 1.
+        /// Tunnels to keep open to each gateway: a number, or `{ min, max }` for more while all are full. Default: 1, and `max`
+        /// as `min`.
         replicas: Replicas,
         /// What it logs in with.
         auth_username: String,

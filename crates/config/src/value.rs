@@ -220,23 +220,17 @@ pub type Gateways = AnyOf<Target>;
 // === Replicas ===
 
 /// `client.replicas`: a number of tunnels, `3`, or the least and the most of them, `{ min: 1, max: 8 }`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Replicas {
     /// The least. Default: 1.
-    pub min: u16,
-    /// The most. Required.
-    pub max: u16,
+    pub min: Option<u16>,
+    /// The most. Default: the least.
+    pub max: Option<u16>,
 }
 
 impl<'de> Deserialize<'de> for Replicas {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Range {
-            min: Option<u16>,
-            max: u16,
-        }
-
         struct NumberOrRange;
 
         impl<'de> Visitor<'de> for NumberOrRange {
@@ -249,12 +243,12 @@ impl<'de> Deserialize<'de> for Replicas {
             fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
                 let number = u16::try_from(number)
                     .map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))?;
-                Ok(Replicas { min: number, max: number })
+                Ok(Replicas { min: Some(number), max: Some(number) })
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                let range = Range::deserialize(de::value::MapAccessDeserializer::new(map))?;
-                Ok(Replicas { min: range.min.unwrap_or(1), max: range.max })
+                // What the derived implementation reads.
+                Replicas::deserialize(de::value::MapAccessDeserializer::new(map))
             }
         }
 

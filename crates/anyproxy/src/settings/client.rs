@@ -27,7 +27,8 @@ impl Client {
             config.group.clone_from(group);
         }
         if let Some(config::Replicas { min, max }) = section.replicas {
-            config.replicas = Replicas { min: min.into(), max: max.into() };
+            let min = min.unwrap_or(1);
+            config.replicas = Replicas { min: min.into(), max: max.unwrap_or(min).into() };
         }
         config.rules = Self::policy(source, section)?;
         config.open_ports = Self::open_ports(source, section)?;
