@@ -1,4 +1,3 @@
-use std::cell::Cell;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -6,15 +5,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::end_turn;
+use anyproxy_core::{end_turn, poll_read_bytes};
 use anyproxy_tunnel::Stream;
 use anyproxy_tunnel::frame::ResetCode;
-use bytes::{BufMut as _, Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::{AsyncBufRead as _, AsyncWrite as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::io::poll_read_buf;
 
 use crate::access::AccessLine;
 
@@ -316,7 +313,9 @@ impl Ways<'_> {
                 }
                 Way::Open => {
                     let room = ready!(self.stream.poll_room(cx)).map_err(|_| End::UserLost)?;
-                    let Ok(mut data) = ready!(read(self.target, room.min(READ), cx)) else {
+                    let Ok(mut data) =
+                        ready!(poll_read_bytes(Pin::new(&mut *self.target), cx, room.min(READ)))
+                    else {
                         *self.down = Way::Failing;
                         continue;
                     };
@@ -337,26 +336,4 @@ impl Ways<'_> {
         }
         end_turn(cx)
     }
-}
-
-thread_local! {
-    /// Memory for the moment of a read, one piece per thread: thousands of idle relays hold none.
-    static SPARE: Cell<BytesMut> = Cell::new(BytesMut::new());
-}
-
-/// What the target says next, at most `limit` bytes; empty at its end.
-fn read(target: &mut TcpStream, limit: usize, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-    let mut spare = SPARE.take();
-    if spare.capacity() < READ {
-        spare = BytesMut::with_capacity(READ);
-    }
-    let result = poll_read_buf(Pin::new(target), cx, &mut (&mut spare).limit(limit));
-    let data = match result {
-        // At least half of the memory is used: it travels on as it is, and the next read takes a new piece.
-        Poll::Ready(Ok(read)) if read >= spare.capacity() / 2 => std::mem::take(&mut spare).freeze(),
-        _ => Bytes::copy_from_slice(&spare),
-    };
-    spare.clear();
-    SPARE.set(spare);
-    result.map_ok(|_| data)
 }

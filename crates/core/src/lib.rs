@@ -14,6 +14,7 @@
 //! - [`Guarded`], [`Metered`]: the two wrappers a stream needs, since the response of a dial is *alive* and what it
 //!   holds must leave with its last byte;
 //! - [`Datagrams`]: a udp dial's packets on its stream;
+//! - [`poll_read_bytes`], [`lend`], [`share`]: how bulk passes wrappers without a copy;
 //! - [`Endpoints`]: the members of a group, as a balancer sees them; [`Fault`]: what a failed dial says about one;
 //! - [`RulesVersion`]: which rules the far end has still to apply;
 //! - [`Journal`]: what is learned about a dial on its way, for the one who writes the access line.
@@ -64,6 +65,7 @@ mod endpoints;
 mod fault;
 mod identity;
 mod journal;
+mod kept;
 mod login;
 mod outcome;
 mod refusal;
@@ -84,6 +86,7 @@ pub use endpoints::{Endpoint, Endpoints, Load};
 pub use fault::Fault;
 pub use identity::{Account, DEFAULT_GROUP, Identity};
 pub use journal::{Journal, StreamRef};
+pub use kept::{lend, poll_read_bytes, share};
 pub use login::{Front, Login};
 pub use outcome::Outcome;
 pub use refusal::Refusal;

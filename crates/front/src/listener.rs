@@ -112,8 +112,9 @@ impl Listener {
         self
     }
 
-    /// The most connections at once (unlimited). One more is accepted and reset at once: its user learns it now,
-    /// and may try elsewhere, instead of waiting in the backlog for somebody to leave.
+    /// The most connections at once (unlimited), together with those of other listeners that have the same
+    /// [seats](Self::with_seats). One more is accepted and reset at once: its user learns it now, and may try elsewhere,
+    /// instead of waiting in the backlog for somebody to leave.
     #[must_use]
     pub const fn with_max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
@@ -183,7 +184,7 @@ impl Listener {
                 }
             };
             failures = Failures::default();
-            if connections.len() >= self.max_connections {
+            if self.seats.as_ref().map_or(connections.len(), Seats::taken) >= self.max_connections {
                 if let Some(others) = FULL.pass() {
                     warn!(limit = self.max_connections, %source, others, "too many connections, one more is reset");
                 }

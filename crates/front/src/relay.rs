@@ -4,19 +4,20 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::{ByteStream, end_turn};
+use anyproxy_core::{ByteStream, end_turn, lend, poll_read_bytes};
 use bytes::{Buf as _, Bytes};
-use tokio::io::ReadBuf;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::Connection;
-use crate::scratch::{SCRATCH, Scratch};
 
 /// Reads and writes each way may do in one poll before other tasks get their turn: about a megabyte of bulk.
 const TURNS: usize = 8;
 
 /// The least that is read from a user at once, and what a relay begins with.
 const APPETITE: usize = 16 * 1024;
+
+/// The most. Larger reads save system calls no longer and only cool the cache.
+const FILL: usize = 128 * 1024;
 
 /// How long a user may take nothing before it is asked whether the stream they keep waiting still lives.
 const LOOK: Duration = Duration::from_secs(10);
@@ -97,7 +98,8 @@ pub fn relay<U: Connection, S: ByteStream>(user: U, stream: S, config: RelayConf
 ///
 /// - An end is passed on as an end, and the other way goes on; a failure is passed on as a reset, and ends both.
 /// - Idle, it holds no buffer. It borrows the thread's while it reads from the user and keeps only what the
-///   stream did not take; to the user it writes straight from the stream's own chunks. So a user who does not
+///   stream did not take; what fills it is [lent](lend) to the stream, which may keep it without a copy. To the user it
+///   writes straight from the stream's own chunks. So a user who does not
 ///   read costs the stream's window and nothing here, and a target that does not read at most one read's worth.
 /// - One poll does a bounded amount of work each way.
 /// - A stream says that it is lost behind all that it received. So a user who takes nothing would keep a lost one
@@ -329,7 +331,8 @@ impl<U: Connection, S: ByteStream> Ways<'_, U, S> {
     /// Writes what the stream did not take earlier.
     fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         while let Some(stuck) = self.stuck.as_mut().filter(|stuck| !stuck.unsent.is_empty()) {
-            let taken = ready!(poll_write(self.stream, cx, &stuck.unsent)).map_err(Failure::Stream)?;
+            let taken = ready!(lend(&stuck.unsent, |rest| poll_write(self.stream, cx, rest)))
+                .map_err(Failure::Stream)?;
             stuck.unsent.advance(taken);
             if stuck.unsent.is_empty() {
                 // Nothing is broken while the way up is open, and a look is made after the last progress in any case.
@@ -342,27 +345,26 @@ impl<U: Connection, S: ByteStream> Ways<'_, U, S> {
 
     /// One read from the user, and what the stream takes of it. Pending if the user has nothing.
     fn poll_forward(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        let mut scratch = Scratch::take();
-        let mut buf = ReadBuf::new(&mut scratch[..*self.appetite]);
-        ready!(Pin::new(&mut *self.user).poll_read(cx, &mut buf)).map_err(Failure::User)?;
-        let (mut rest, full) = (buf.filled(), buf.remaining() == 0);
+        let mut rest =
+            ready!(poll_read_bytes(Pin::new(&mut *self.user), cx, *self.appetite)).map_err(Failure::User)?;
+        let full = rest.len() == *self.appetite;
         if rest.is_empty() {
             self.progress = true;
             *self.up = Way::Ending;
             return Poll::Ready(Ok(()));
         }
         while !rest.is_empty() {
-            let Poll::Ready(taken) = poll_write(self.stream, cx, rest) else {
+            let Poll::Ready(taken) = lend(&rest, |rest| poll_write(self.stream, cx, rest)) else {
                 // Only this much next time, or each round would copy what is left over.
                 *self.appetite = (*self.appetite - rest.len()).max(APPETITE);
-                self.stuck.get_or_insert_default().unsent = Bytes::copy_from_slice(rest);
+                self.stuck.get_or_insert_default().unsent = rest;
                 return Poll::Ready(Ok(()));
             };
-            rest = &rest[taken.map_err(Failure::Stream)?..];
+            rest.advance(taken.map_err(Failure::Stream)?);
             self.wrote_up();
         }
         if full {
-            *self.appetite = (*self.appetite * 2).min(SCRATCH);
+            *self.appetite = (*self.appetite * 2).min(FILL);
         }
         Poll::Ready(Ok(()))
     }
@@ -433,7 +435,7 @@ mod tests {
     use anyproxy_core::{BoxStream, Ending, Meter, Metered};
     use tokio::io::{
         AsyncBufRead, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufStream,
-        DuplexStream, duplex,
+        DuplexStream, ReadBuf, duplex,
     };
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::JoinHandle;
@@ -693,9 +695,9 @@ mod tests {
             let before = taken.load(Ordering::Relaxed);
             assert!(poll_once(&mut relay).await.is_pending());
             let moved = taken.load(Ordering::Relaxed) - before;
-            assert!((1..=2 * TURNS * SCRATCH).contains(&moved), "{moved}");
+            assert!((1..=2 * TURNS * FILL).contains(&moved), "{moved}");
         }
-        assert_eq!(relay.appetite, SCRATCH, "bulk is read in large pieces");
+        assert_eq!(relay.appetite, FILL, "bulk is read in large pieces");
     }
 
     // === The stage ===
@@ -825,7 +827,8 @@ mod tests {
             _: &mut Context<'_>,
             buf: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            buf.advance(buf.remaining());
+            let everything = buf.initialize_unfilled().len();
+            buf.advance(everything);
             Poll::Ready(Ok(()))
         }
     }

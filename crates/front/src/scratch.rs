@@ -2,8 +2,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-/// The most that is read from a user at once. Larger reads save system calls no longer and only cool the cache.
-pub(crate) const SCRATCH: usize = 128 * 1024;
+/// More than the longest datagram.
+const SCRATCH: usize = 128 * 1024;
 
 thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use anyproxy_core::StreamRef;
+use anyproxy_core::{StreamRef, share};
 use anyproxy_mux::Chunks;
 use anyproxy_mux::frame::{ResetCode, StreamId};
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -157,9 +157,12 @@ impl Stream {
 
     fn took(&mut self, bytes: usize) {
         self.reading.advance(bytes);
+        if self.partial.is_some() {
+            return;
+        }
         // Never more than a window, which fits.
         self.owed += bytes as u32;
-        if self.owed >= REPORT && self.partial.is_none() {
+        if self.owed >= REPORT {
             let owed = mem::take(&mut self.owed);
             let ring = self.cell.lock().report(owed);
             self.ring_if(ring);
@@ -284,7 +287,7 @@ impl AsyncWrite for Stream {
 /// One chunk of the first `len` bytes.
 fn gather(bufs: &[IoSlice<'_>], len: usize) -> Bytes {
     if let [buf] = bufs {
-        return Bytes::copy_from_slice(&buf[..len]);
+        return share(&buf[..len]);
     }
     let mut chunk = Vec::with_capacity(len);
     for buf in bufs {

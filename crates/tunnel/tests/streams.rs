@@ -6,9 +6,9 @@ mod support;
 use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
 use std::pin::Pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
-use anyproxy_core::{Datagrams, Outcome};
+use anyproxy_core::{Datagrams, Guarded, Outcome, lend};
 use anyproxy_tunnel::frame::{MIN_WINDOW, OpenOk, ResetCode};
 use anyproxy_tunnel::{Config, Memory, StreamReset};
 use bytes::{Bytes, BytesMut};
@@ -44,6 +44,22 @@ async fn m18_a_carrier_of_random_moods_loses_no_byte_and_no_wake_up() {
         pair.client_driver.await.unwrap();
         echo.await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn what_is_lent_is_kept_without_a_copy_until_it_has_left() {
+    let mut pair = Pair::new(100, Config::default()).await;
+    let (near, mut far) = pair.stream(tcp()).await;
+    // A wrapper in between need not know.
+    let mut near = Guarded::new(near, ());
+    let bytes = Bytes::from(pattern(10_000, 1));
+    let write = |cx: &mut Context<'_>| lend(&bytes, |bytes| Pin::new(&mut near).poll_write(cx, bytes));
+    assert_eq!(poll_fn(write).await.unwrap(), bytes.len());
+    assert!(!bytes.is_unique(), "the stream has a share of it");
+    let mut received = vec![0; bytes.len()];
+    far.read_exact(&mut received).await.unwrap();
+    assert_eq!(received, bytes);
+    until(|| bytes.is_unique()).await;
 }
 
 #[tokio::test]
