@@ -296,7 +296,8 @@ fn open(dial: &Dial, limit: Duration) -> Open {
         source: Some(dial.source),
         rules: dial.rules.map_or(0, RulesVersion::get),
         traceparent: dial.extensions.get::<TraceParent>().map(TraceParent::to_string),
-        deadline_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+        // The client gives up first, so that a silent target and a silent client are told apart.
+        deadline_ms: u32::try_from((limit * 2 / 3).as_millis()).unwrap_or(u32::MAX),
         ..open
     }
 }

@@ -59,7 +59,7 @@ struct Book {
 
 /// An open port, and how many tunnels of its client hold it.
 struct Holder {
-    client: Arc<str>,
+    client: OnlyClient,
     tunnels: watch::Sender<usize>,
 }
 
@@ -111,7 +111,7 @@ impl Ports {
             Transport::Udp => "udp",
         };
         let open = self.0.lock();
-        open.iter().map(|(key, holder)| (key.port, name(key.transport), holder.client.clone())).collect()
+        open.iter().map(|(key, holder)| (key.port, name(key.transport), holder.client.id.clone())).collect()
     }
 
     /// Closes all ports and waits for their connections.
@@ -152,7 +152,7 @@ impl Ports {
         }
         let mut open = self.0.lock();
         if let Some(holder) = open.get(&request) {
-            if holder.client != claim.id {
+            if holder.client != claim.client() {
                 return Err(PortStatus::Taken);
             }
             holder.tunnels.send_modify(|tunnels| *tunnels += 1);
@@ -164,7 +164,7 @@ impl Ports {
             if error.kind() == io::ErrorKind::AddrInUse { PortStatus::Taken } else { PortStatus::Failed }
         })?;
         info!(client = ?claim.id, port = request.port, transport = ?request.transport, "opened a client's port");
-        open.insert(request, Holder { client: claim.id.clone(), tunnels: tunnels.clone() });
+        open.insert(request, Holder { client: claim.client(), tunnels: tunnels.clone() });
         Ok(Lease(tunnels))
     }
 
@@ -176,7 +176,7 @@ impl Ports {
             dials: self.0.dials.clone(),
             relay: self.0.relay,
             identity: Account::new(format!("port:{}", claim.account.name()), [claim.group.clone()]).into(),
-            only: OnlyClient(claim.id.clone()),
+            only: claim.client(),
             port: request.port,
         };
         let unused = unused(self.clone(), request, tunnels.subscribe(), stop.clone());

@@ -84,7 +84,12 @@ struct Seat {
 
 /// Marks a dial that only one client may serve, whatever its group: one of a port that this client asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OnlyClient(pub Arc<str>);
+pub struct OnlyClient {
+    /// Its client id.
+    pub id: Arc<str>,
+    /// The account it logged in with. Once it is gone another account's client may go by its id, and is another client.
+    pub account: Arc<str>,
+}
 
 /// Who a tunnel belongs to: what its login and its hello say.
 #[derive(Clone, Debug)]
@@ -93,6 +98,12 @@ pub(crate) struct Claim {
     pub(crate) instance: u128,
     pub(crate) group: Arc<str>,
     pub(crate) account: Arc<ClientAccount>,
+}
+
+impl Claim {
+    pub(crate) fn client(&self) -> OnlyClient {
+        OnlyClient { id: self.id.clone(), account: self.account.name().clone() }
+    }
 }
 
 /// Why a tunnel is not registered. Told to the client as the reason of its go-away.
@@ -299,9 +310,8 @@ impl Endpoints for Clients {
     type Endpoint = Client;
 
     fn snapshot(&self, dial: &Dial) -> Arc<[Client]> {
-        if let Some(OnlyClient(id)) = dial.extensions.get() {
-            let present = self.0.present.borrow();
-            return present.seats.get(id).map(|seat| seat.client.clone()).into_iter().collect();
+        if let Some(only) = dial.extensions.get() {
+            return self.0.present.borrow().only(only).cloned().into_iter().collect();
         }
         let routed = self.group_of(dial);
         let group = routed.as_deref().unwrap_or_else(|| dial.identity.group());
@@ -325,7 +335,7 @@ impl Endpoints for Clients {
     }
 
     fn served(&self, dial: &Dial) -> impl Future<Output = ()> + Send + 'static {
-        let only = dial.extensions.get().map(|OnlyClient(id)| id.clone());
+        let only = dial.extensions.get::<OnlyClient>().cloned();
         let group = self.group_of(dial).unwrap_or_else(|| dial.identity.group().into());
         let groups: Vec<Arc<str>> = others(dial).map(Into::into).collect();
         let mut present = self.0.present.subscribe();
@@ -333,7 +343,7 @@ impl Endpoints for Clients {
             // The only error is that the registry is gone, and nobody waits for one that is.
             let _ = present
                 .wait_for(|present| match &only {
-                    Some(id) => present.seats.get(id).is_some_and(|seat| seat.client.is_usable()),
+                    Some(only) => present.only(only).is_some_and(Client::is_usable),
                     None => [&group].into_iter().chain(&groups).any(|group| present.serves(group)),
                 })
                 .await;
@@ -413,6 +423,11 @@ impl Present {
             self.take(&group, id);
         }
         true
+    }
+
+    fn only(&self, only: &OnlyClient) -> Option<&Client> {
+        let client = &self.seats.get(&only.id)?.client;
+        (client.account().name() == &only.account).then_some(client)
     }
 
     /// Puts a client into its group, in place of its former self.

@@ -98,6 +98,23 @@ async fn a_port_outlives_a_reconnect_and_closes_when_its_client_stays_away() {
 }
 
 #[tokio::test]
+async fn a_port_whose_client_is_away_is_not_served_by_another_account_s_of_that_name() {
+    let port = free_port();
+    let (house, _ports) = house(port);
+    let peer = house.connect("east", "blue", hello("ssh", port, Transport::Tcp)).await.unwrap();
+    peer.tunnel.close();
+    house.until(|house| house.clients.is_empty()).await;
+    let mut other = house.connect("north", "blue", hello("ssh", port, Transport::Tcp)).await.unwrap();
+    assert_eq!(other.hello.ports[0].status, PortStatus::Taken);
+    let mut user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let mut byte = [0];
+    tokio::select! {
+        read = user.read(&mut byte) => assert!(read.is_err(), "reset: nobody may serve it"),
+        request = other.requests.next() => panic!("{request:?}"),
+    }
+}
+
+#[tokio::test]
 async fn datagrams_to_a_granted_port_are_flows_one_for_each_sender() {
     let port = free_port();
     let (house, _ports) = house(port);

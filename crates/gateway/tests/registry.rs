@@ -214,12 +214,14 @@ async fn a_route_sends_a_dial_to_another_group_only_if_its_user_holds_it() {
 async fn a_dial_for_one_client_is_served_by_no_other() {
     let house = House::new(Config::default());
     let _peers = [house.client("room-1", 1).await, house.client("room-2", 1).await];
-    let mut only = dial("elsewhere");
-    only.extensions.insert(OnlyClient("room-2".into()));
-    let found: Vec<_> = house.clients.snapshot(&only).iter().map(|client| client.id().clone()).collect();
-    assert_eq!(found, ["room-2".into()]);
-    only.extensions.insert(OnlyClient("room-3".into()));
-    assert!(house.clients.snapshot(&only).is_empty());
+    let serve = |id: &str, account: &str| {
+        let mut only = dial("elsewhere");
+        only.extensions.insert(OnlyClient { id: id.into(), account: account.into() });
+        house.clients.snapshot(&only).iter().map(|client| client.id().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(serve("room-2", "east"), ["room-2"]);
+    assert!(serve("room-3", "east").is_empty());
+    assert!(serve("room-2", "west").is_empty(), "another account's client goes by that name now");
 }
 
 #[tokio::test]
@@ -312,7 +314,7 @@ async fn a_client_that_does_not_answer_is_given_up_and_told() {
     let started = Instant::now();
     let dialing = tokio::spawn(house.serving("blue")[0].dial(dial("blue")));
     let mut request = next_open(&mut peer).await;
-    assert_eq!(request.open().deadline_ms, 5_000);
+    assert_eq!(request.open().deadline_ms, 3_333, "two thirds: it is to give up first");
     let error = dialing.await.unwrap().err().unwrap();
     assert_eq!(started.elapsed().as_secs(), 5);
     assert_eq!(Fault::of(&*error), Some(Fault::Unanswered(Outcome::TimedOut)));

@@ -21,11 +21,11 @@ pub fn source() -> SocketAddr {
     ([192, 0, 2, 7], 40_000).into()
 }
 
-/// `east` may serve blue and green and open 1 port of the system's choice; `west` may serve blue. The password is the
-/// name.
+/// `east` may serve blue and green, `north` blue, and both may open one port; `west` may serve blue. The password is the name.
 pub fn accounts(port: u16) -> impl Authenticate {
     let east = ClientAccount::new("east", ["blue", "green"]).with_open_ports([port..=port]);
-    let accounts = Arc::new([Arc::new(east), Arc::new(ClientAccount::new("west", ["blue"]))]);
+    let north = ClientAccount::new("north", ["blue"]).with_open_ports([port..=port]);
+    let accounts = Arc::new([east, north, ClientAccount::new("west", ["blue"])].map(Arc::new));
     tower::service_fn(move |login: Login| {
         let accounts = accounts.clone();
         async move {
