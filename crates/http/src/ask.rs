@@ -58,6 +58,11 @@ impl Ask {
             let text = "The request target is too long.\n";
             return Err(Refusal::with_status(StatusCode::URI_TOO_LONG, text).closing());
         }
+        // In HTTP/1.1 the parser has said so already; in HTTP/2 there are as many as fit the head.
+        if parts.headers.len() > config.max_headers {
+            let text = "The request has too many header fields.\n";
+            return Err(Refusal::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text).closing());
+        }
         check_host(parts)?;
         let framing = framing(parts, body)?;
         let expects = expects_continue(parts)?;

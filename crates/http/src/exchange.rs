@@ -14,7 +14,7 @@ use anyproxy_core::{BoxError, ByteStream};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::Config;
 use crate::fields::{RequestBody, clean_trailers};
@@ -46,6 +46,7 @@ pub(crate) struct Exchange<S, B> {
     keeps_alive: bool,
     upgrades: bool,
     max_padding: usize,
+    silence: Silence,
     /// What ended the response too early; told once what came before has had its chance to leave.
     fault: Option<Fault>,
 }
@@ -121,8 +122,16 @@ where
             keeps_alive: false,
             upgrades: request.upgrades,
             max_padding: config.max_padding,
+            silence: Silence { limit: config.idle_timeout, since: None, timer: None },
             fault: None,
         }
+    }
+
+    /// How much longer this may go on without a byte of the request's body; none if there was none, or not for so long.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        let silence = &self.silence;
+        let left = silence.limit?.checked_sub(silence.since?.elapsed())?;
+        (!left.is_zero()).then_some(left)
     }
 
     /// Sends the request, as far as need be, and reads the response's head. Interim responses are taken: 100 sets the
@@ -151,6 +160,7 @@ where
     }
 
     fn begin_download(&mut self, head: &ResponseHead) -> Result<(), Malformed> {
+        self.silence.since = None;
         self.keeps_alive = head.keeps_alive();
         self.length = content_length(&head.headers)?;
         self.download = match head.framing(&self.method, self.length)? {
@@ -217,6 +227,7 @@ where
             let frame = frame.transpose().map_err(|error| Fault::User(error.into()))?;
             match left.take(frame)? {
                 Piece::Data(data) => {
+                    self.silence.broken();
                     self.busy.session().earn(data.len());
                     self.out.push(data, matches!(left, Left::Chunks));
                     if matches!(left, Left::Bytes(0)) {
@@ -321,7 +332,14 @@ where
             Poll::Ready(Err(fault)) => fault,
             _ => match this.poll_download(cx) {
                 Poll::Ready(Some(Err(fault))) => fault,
-                frame => return frame,
+                Poll::Ready(frame) => {
+                    this.silence.since = None;
+                    return Poll::Ready(frame);
+                }
+                Poll::Pending => {
+                    ready!(this.silence.poll(cx));
+                    Fault::Silent
+                }
             },
         };
         // The target learns it now. The user's side throws away what it holds when it is told: it gets one turn to
@@ -394,6 +412,39 @@ impl Left {
 
 fn wrong_length(what: &str) -> Fault {
     Fault::User(format!("the body is {what} than its length").into())
+}
+
+// === Silence ===
+
+/// How long nothing has moved in an exchange, whatever else its connection carries.
+struct Silence {
+    limit: Option<Duration>,
+    /// Taken late, at the first wait.
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Silence {
+    fn broken(&mut self) {
+        self.since = Some(Instant::now());
+    }
+
+    /// Ready when it has lasted for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let Some(deadline) = self.limit.and_then(|limit| since.checked_add(limit)) else {
+            return Poll::Pending;
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= deadline {
+                return Poll::Ready(());
+            }
+            // Set for an earlier wait, which has since moved on.
+            timer.as_mut().reset(deadline);
+        }
+    }
 }
 
 // === Out ===

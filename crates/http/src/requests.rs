@@ -250,11 +250,22 @@ impl<M: GatewayStack> Served<M> {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let wait = poll_fn(|cx| exchange.poll_head(cx));
-        let waited = within(&self.session.timer, self.config.idle_timeout, wait).await;
-        let head = waited.ok_or(Fault::Silent)??;
+        let mut patience = self.config.idle_timeout;
+        let head = loop {
+            let wait = poll_fn(|cx| exchange.poll_head(cx));
+            if let Some(head) = within(&self.session.timer, patience, wait).await {
+                break head?;
+            }
+            // While the request's body is on its way, nothing is silent.
+            patience = Some(exchange.patience().ok_or(Fault::Silent)?);
+        };
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(self.switch(parts, route, head, &mut exchange));
+        }
+        if route.extended && head.status.is_success() {
+            // To the user it would say that the WebSocket is open (RFC 8441 section 5); the target has not changed its
+            // protocol.
+            return Err(Fault::Malformed(Malformed::Upgrade));
         }
         let mut response = Response::new(());
         *response.status_mut() = head.status;

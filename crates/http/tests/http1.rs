@@ -506,6 +506,48 @@ async fn f4_a_mute_target_is_504_after_the_idle_time() {
     assert_eq!(target.rest().await, "");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_upload_may_take_as_long_as_it_moves() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\n").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    for byte in ["h", "e", "l", "l", "o"] {
+        tokio::time::sleep(Duration::from_secs(59 * 60)).await;
+        user.say(byte).await;
+        assert_eq!(target.take(1).await, byte);
+    }
+    tokio::time::sleep(Duration::from_secs(59 * 60)).await;
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 204 "));
+    // And no longer.
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nh").await;
+    target.head().await;
+    assert_eq!(target.take(1).await, "h");
+    let began = tokio::time::Instant::now();
+    assert_eq!(target.rest().await, "");
+    assert!((3_600..=3_601).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn f4_a_response_that_stands_still_ends_though_more_was_asked_behind_it() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(&format!("{GET}GET")).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n").await;
+    for byte in ["a", "b", "c"] {
+        tokio::time::sleep(Duration::from_secs(59 * 60)).await;
+        target.say(byte).await;
+    }
+    let began = tokio::time::Instant::now();
+    let rest = tokio::time::timeout(Duration::from_secs(2 * 3_600), target.rest()).await;
+    assert_eq!(rest.unwrap(), "");
+    assert!((3_600..=3_601).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn h24_a_request_with_our_own_via_is_a_loop() {
     let stage = Stage::open();

@@ -246,6 +246,41 @@ async fn an_extended_connect_that_its_target_declines_is_told_so() {
 }
 
 #[tokio::test]
+async fn h16_a_target_that_answers_an_extended_connect_with_a_page_has_opened_no_websocket() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (response, _send) = user.ask(extended("websocket", "http://t/chat"), false);
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret").await;
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+    assert!(!read(response.into_body()).await.unwrap().contains("secret"));
+}
+
+#[tokio::test]
+async fn h22_more_than_a_hundred_fields_are_431() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    for (fields, status) in
+        [(101, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE), (100, StatusCode::NO_CONTENT)]
+    {
+        let mut request = get("http://t/");
+        for _ in 0..fields {
+            request.headers_mut().append("a", http::HeaderValue::from_static("b"));
+        }
+        let (response, _) = user.ask(request, true);
+        if status.is_success() {
+            let mut target = stage.target().await;
+            target.head().await;
+            target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+        }
+        let response = tokio::time::timeout(Duration::from_secs(5), response).await;
+        assert_eq!(response.unwrap().unwrap().status(), status);
+    }
+}
+
+#[tokio::test]
 async fn other_extended_protocols_are_501() {
     let stage = Stage::open();
     let mut user = connect(&stage).await;
