@@ -31,6 +31,9 @@ use crate::{front, listen, logging, process, runtime, stack};
 /// What a dial may take beyond the one client that takes longest.
 const DIAL_GRACE: Duration = Duration::from_secs(5);
 
+/// What there is beyond the time to drain, for the words with which tunnels end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Runs the gateway until a signal ends it.
 pub(crate) fn run(source: &Source) -> Result<ExitCode, Failure> {
     let section = source.required("gateway", source.file.gateway.as_ref())?;
@@ -64,6 +67,7 @@ impl Bound {
         for front in std::mem::take(&mut settings.fronts) {
             let mut listener = listen::bind(front.protocol.as_str(), &front.listen_addr)?
                 .with_handshake_timeout(front.handshake_timeout)
+                .with_max_connections(settings::users(open_files))
                 .with_seats(workers.users());
             if let Some(tls) = &front.tls {
                 listener = listener.with_tls(Tls::new(tls.clone()));
@@ -143,7 +147,8 @@ impl Bound {
         let draining = async {
             stop.cancelled().await;
             let drained = async { while serving.join_next().await.is_some() {} };
-            if timeout(settings.drain_timeout, drained).await.is_err() {
+            // What drains by itself is over by then, and says so to its peers.
+            if timeout(settings.drain_timeout + FAREWELL, drained).await.is_err() {
                 tracing::warn!("streams were still running when the time to drain was over");
             }
             done.cancel();

@@ -222,7 +222,8 @@ sections! {
         users: Vec<String>,
         /// Only for users of these groups.
         groups: Vec<String>,
-        /// Only through these fronts.
+        /// Only through these fronts: `http`, `socks5`, `sni`, `port`. Those who come in by `proxy.mixed` speak HTTP or
+        /// SOCKS5.
         fronts: Vec<String>,
         /// Only for these protocols.
         protocols: Vec<Protocol>,

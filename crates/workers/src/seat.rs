@@ -22,6 +22,15 @@ struct Worker {
     users: AtomicUsize,
 }
 
+impl Worker {
+    const fn count(&self, kind: Kind) -> &AtomicUsize {
+        match kind {
+            Kind::Tunnel => &self.tunnels,
+            Kind::User => &self.users,
+        }
+    }
+}
+
 impl Workers {
     /// The runtime this is called in, whatever its flavour, and no other: everybody sits there.
     ///
@@ -124,6 +133,12 @@ impl Seats {
         self.workers.0.iter().any(|worker| !worker.pulse.is_busy())
     }
 
+    /// How many are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.workers.0.iter().map(|worker| worker.count(self.kind).load(Ordering::Relaxed)).sum()
+    }
+
     /// A seat for one more.
     #[must_use]
     pub fn take(&self) -> Seat {
@@ -174,10 +189,7 @@ impl Seat {
     }
 
     fn count(&self) -> &AtomicUsize {
-        match self.kind {
-            Kind::Tunnel => &self.worker().tunnels,
-            Kind::User => &self.worker().users,
-        }
+        self.worker().count(self.kind)
     }
 }
 
@@ -252,6 +264,7 @@ mod tests {
         drop(workers.users().take());
         assert_eq!(format!("{workers:?}"), "[(0, 0), (0, 0)]");
         let seat = workers.users().take();
+        assert_eq!((workers.users().taken(), workers.tunnels().taken()), (1, 0));
         drop(seat.keep(std::future::pending::<()>()));
         assert_eq!(format!("{workers:?}"), "[(0, 0), (0, 0)]");
     }

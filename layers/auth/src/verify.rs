@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use anyproxy_core::{Credentials, Identity, Login};
+use anyproxy_core::{Credentials, Identity, Login, SourcePrefix};
 use arc_swap::ArcSwap;
 use tower_service::Service;
 
@@ -70,6 +70,10 @@ impl Verify {
     /// Dropping the verdict gives up its place in the line. A hash that has begun runs to its end, and counts until
     /// then.
     pub fn verify(&self, credentials: Credentials) -> Verdict {
+        self.verify_of(credentials, None)
+    }
+
+    fn verify_of(&self, credentials: Credentials, source: Option<SourcePrefix>) -> Verdict {
         if credentials.password.expose_secret().len() > MAX_PASSWORD {
             return Verdict::known(Err(Rejected::WRONG));
         }
@@ -88,6 +92,7 @@ impl Verify {
             }
             Proof::Hash(hash) => Verdict(State::Hashing(Box::pin(self.clone().by_hash(
                 credentials,
+                source,
                 hash.clone(),
                 found.known,
             )))),
@@ -102,10 +107,11 @@ impl Verify {
     async fn by_hash(
         self,
         credentials: Credentials,
+        source: Option<SourcePrefix>,
         hash: PasswordHash,
         known: bool,
     ) -> Result<Identity, Rejected> {
-        let seat = self.pool.seat().await?;
+        let seat = self.pool.seat(source).await?;
         // Those who waited behind the same login, say a browser's other connections, need no hash of their own.
         if !(self.remembers(&credentials, &hash) & known) {
             let (shared, credentials, hash) = (self.shared.clone(), credentials.clone(), hash.clone());
@@ -127,7 +133,7 @@ impl Verify {
             Some(found) if found.known && matches!(&found.entry.proof, Proof::Hash(now) if *now == hash) => {
                 Ok(found.entry.identity.clone())
             }
-            _ => self.verify(credentials).await,
+            _ => self.verify_of(credentials, source).await,
         }
     }
 }
@@ -149,7 +155,7 @@ impl Service<Login> for Verify {
 
     fn call(&mut self, login: Login) -> Verdict {
         match login.credentials {
-            Some(credentials) => self.verify(credentials),
+            Some(credentials) => self.verify_of(credentials, Some(login.source.into())),
             None => Verdict::known(Err(Rejected::MISSING)),
         }
     }
@@ -294,7 +300,7 @@ mod tests {
     async fn p4_unknown_users_wait_for_a_hash_as_known_ones_do() {
         let pool = HashPool::new(1, 0);
         let verify = Verify::new(Accounts::new([hashed("bob")]).unwrap()).with_pool(pool.clone());
-        let seat = pool.seat().await.unwrap();
+        let seat = pool.seat(None).await.unwrap();
         for name in ["bob", "nobody"] {
             assert!(verify.verify(credentials(name, "wrong")).await.unwrap_err().is_busy(), "{name}");
         }
@@ -327,7 +333,7 @@ mod tests {
         let pool = HashPool::new(1, 8);
         let (verify, handle) = Verify::pair(Accounts::new([hashed("bob"), hashed("eve")]).unwrap());
         let verify = verify.with_pool(pool.clone());
-        let seat = pool.seat().await.unwrap();
+        let seat = pool.seat(None).await.unwrap();
         let bob = tokio::spawn(verify.verify(credentials("bob", "secret")));
         let eve = tokio::spawn(verify.verify(credentials("eve", "secret")));
         tokio::task::yield_now().await;
@@ -342,7 +348,7 @@ mod tests {
         let pool = HashPool::new(1, 8);
         let (verify, handle) = Verify::pair(Accounts::new([hashed("bob"), hashed("eve")]).unwrap());
         let verify = verify.with_pool(pool.clone());
-        let seat = pool.seat().await.unwrap();
+        let seat = pool.seat(None).await.unwrap();
         let eve = tokio::spawn(verify.verify(credentials("eve", "secret")));
         tokio::task::yield_now().await;
         // Who compares eve with somebody meets bob, whose hash is the same.

@@ -92,11 +92,13 @@ impl Pending {
         phases.total.record(self.journal.started().elapsed());
         phases.queue.record(self.journal.queued());
         if matches!(verdict, Verdict::Ok) {
-            phases.open.record(self.journal.opening());
-            let connecting = self.journal.connecting();
-            // A dial that follows another on its stream connects to nothing.
-            if !connecting.is_zero() {
-                phases.connect.record(connecting);
+            // A dial that follows another on its stream opens and connects to nothing.
+            for (phase, took) in
+                [(&phases.open, self.journal.opening()), (&phases.connect, self.journal.connecting())]
+            {
+                if !took.is_zero() {
+                    phase.record(took);
+                }
             }
         }
     }

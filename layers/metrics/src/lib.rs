@@ -26,7 +26,7 @@
 //! | `anyproxy_streams_ended_total` | counter | `front`, `end` |
 //! | `anyproxy_dial_seconds` | histogram | `phase`: `queue`, `open`, `connect`, `total`, `first_byte` |
 //! | `anyproxy_bytes_total` | counter | `front`, `direction`: `up`, `down` |
-//! | `anyproxy_logins_total` | counter | `front`, `outcome` |
+//! | `anyproxy_logins_total` | counter | `front`, `outcome`; one without credentials that is asked for them is not counted |
 //! | `anyproxy_refusals_total` | counter | `layer`, `outcome` |
 //! | `anyproxy_user_dials_total` | counter | `user`, `verdict`: `ok`, `failed`, `cancelled` |
 //! | `anyproxy_user_streams_open` | gauge | `user` |

@@ -24,7 +24,11 @@ where
     }
 
     fn call(&mut self, login: Login) -> Self::Future {
-        let pending = Pending { figures: self.figures.of(login.front), decided: false };
+        let pending = Pending {
+            figures: self.figures.of(login.front),
+            asks: login.credentials.is_none(),
+            decided: false,
+        };
         LoginFuture { inner: self.inner.call(login), pending }
     }
 }
@@ -49,12 +53,15 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let answer = ready!(this.inner.poll(cx)).map_err(Into::into);
-        this.pending.decide(match &answer {
-            Ok(_) => Verdict::Ok,
-            Err(error) => Verdict::Refused(Outcome::of(&**error)),
-        });
-        if let Err(error) = &answer {
-            this.pending.figures.refusals.count(&**error);
+        match &answer {
+            Ok(_) => this.pending.decide(Verdict::Ok),
+            Err(error) => match Outcome::of(&**error) {
+                Outcome::LoginRequired if this.pending.asks => this.pending.decided = true,
+                outcome => {
+                    this.pending.decide(Verdict::Refused(outcome));
+                    this.pending.figures.refusals.count(&**error);
+                }
+            },
         }
         Poll::Ready(answer)
     }
@@ -63,6 +70,8 @@ where
 #[derive(Debug)]
 struct Pending {
     figures: Arc<FrontFigures>,
+    /// Whether it has no credentials. To be asked for them is how a conversation begins, and nothing that went wrong.
+    asks: bool,
     decided: bool,
 }
 

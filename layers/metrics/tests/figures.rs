@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use anyproxy_core::{
-    Account, Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Refusal, Target,
+    Account, Credentials, Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Refusal, Target,
 };
 use anyproxy_metrics::MetricsLayer;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -64,13 +64,14 @@ async fn what_the_client_says_of_connecting_is_a_phase_of_its_own() {
     let dials = layer.layer(service_fn(|dial: Dial| async move {
         // To the second of these targets there is a stream already.
         if dial.target.port() == 631 {
+            dial.journal.add_opening(Duration::from_millis(4));
             dial.journal.add_connecting(Duration::from_millis(3));
         }
         Ok::<Stream, io::Error>(BufReader::new(duplex(1).0))
     }));
     dials.dial(dial()).await.unwrap();
     dials.dial(Dial { target: Target::parse("printer.lan:80").unwrap(), ..dial() }).await.unwrap();
-    assert_line(&handle, r#"anyproxy_dial_seconds_count{phase="open"} 2"#);
+    assert_line(&handle, r#"anyproxy_dial_seconds_count{phase="open"} 1"#);
     assert_line(&handle, r#"anyproxy_dial_seconds_count{phase="connect"} 1"#);
     assert_line(&handle, r#"anyproxy_dial_seconds_sum{phase="connect"} 0.003"#);
 }
@@ -145,8 +146,11 @@ async fn wrong_logins_are_counted() {
     type Dials = tower::util::BoxCloneSyncService<Dial, Stream, io::Error>;
     let logins = layer
         .layer(service_fn(|_: Login| async { Err::<Dials, _>(io::Error::other(Outcome::LoginRequired)) }));
-    let login = Login { credentials: None, source: "192.0.2.1:4000".parse().unwrap(), front: Front::HTTP };
-    logins.login(login).await.map(drop).unwrap_err();
+    // The first asks for a login, as all do that are told 407; the second is wrong.
+    for credentials in [None, Some(Credentials::new("alice", "wrong"))] {
+        let login = Login { credentials, source: "192.0.2.1:4000".parse().unwrap(), front: Front::HTTP };
+        logins.login(login).await.map(drop).unwrap_err();
+    }
     assert_line(&handle, r#"anyproxy_logins_total{front="http",outcome="login_required"} 1"#);
 }
 

@@ -37,6 +37,11 @@ impl AccessLine {
         self.write(outcome.as_str(), None);
     }
 
+    /// Nobody waited for an answer.
+    pub(crate) fn cancelled(&self) {
+        self.write("cancelled", None);
+    }
+
     fn write(&self, outcome: &'static str, end: Option<&'static str>) {
         tracing::info!(
             target: "access",

@@ -65,13 +65,22 @@ where
 }
 
 pin_project! {
-    /// Response future of [`Trace`]. Dropped before it is ready, it writes no line: nothing was decided.
+    /// Response future of [`Trace`]. Dropped before it is ready, it writes a line with the outcome `cancelled`: the user
+    /// left, and what was begun for them, the dial of a target perhaps, was seen in a network.
     #[derive(Debug)]
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,
         span: Span,
         line: Option<AccessLine>,
+    }
+
+    impl<F> PinnedDrop for ResponseFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(line) = this.project().line.take() {
+                line.cancelled();
+            }
+        }
     }
 }
 
@@ -196,6 +205,19 @@ mod tests {
         let lines = lines.text();
         let within = lines.lines().find(|line| line.contains("within")).unwrap();
         assert!(within.contains(&format!(r#""traceparent":"{context}""#)), "{within}");
+    }
+
+    #[tokio::test]
+    async fn a_dial_that_nobody_waited_for_is_told() {
+        let lines = Lines::default();
+        let _listening = lines.listen();
+        let dials = TraceLayer::new().layer(tower::service_fn(|_: Dial| {
+            std::future::pending::<io::Result<BufReader<DuplexStream>>>()
+        }));
+        let dialling = tokio::time::timeout(std::time::Duration::from_millis(1), dials.dial(dial()));
+        assert!(dialling.await.is_err());
+        assert!(lines.text().contains(r#""outcome":"cancelled""#), "{}", lines.text());
+        assert_eq!(lines.text().lines().count(), 1);
     }
 
     #[tokio::test]

@@ -59,7 +59,7 @@ impl Protocol {
     /// Whether users of this front, as rules call it, come in here.
     pub(crate) fn serves(self, front: &str) -> bool {
         match self {
-            Self::Mixed => matches!(front, "http" | "socks5" | "mixed"),
+            Self::Mixed => matches!(front, "http" | "socks5"),
             _ => self.as_str() == front,
         }
     }

@@ -93,7 +93,7 @@ impl Gateway {
                 half_closed_timeout: unless_zero(section.half_closed_timeout, HALF_CLOSED_TIMEOUT),
             },
             handshake_timeout: duration(section.handshake_timeout, HANDSHAKE_TIMEOUT),
-            // The client gives up first, so that a silent target and a silent client are told apart.
+            // The client is told two thirds of it.
             open_timeout: connect_timeout + connect_timeout / 2,
             drain_timeout: duration(section.drain_timeout, DRAIN_TIMEOUT),
             tunnel: tunnel(source, section.ping_interval, section.ping_timeout, section.memory_limit)?,
@@ -189,10 +189,8 @@ impl Limits {
 
     /// The queue's settings, on a machine that lets this process have so many files open.
     pub(crate) fn queue(&self, open_files: usize) -> anyproxy_queue::Settings {
-        // A stream takes one descriptor here, its user's; an eighth stays for clients, handshakes and logs.
-        let by_files = open_files - open_files / 8;
         anyproxy_queue::Settings {
-            max_connections: self.max_connections.unwrap_or(by_files),
+            max_connections: self.max_connections.unwrap_or_else(|| users(open_files)),
             per_user_connections: self.per_user_connections.unwrap_or(usize::MAX),
             waiting: self.queue_size,
             timeout: self.queue_timeout,
@@ -223,6 +221,12 @@ impl Limits {
         lines.push(format!("{:?} of waiting while no client is there", self.wait_for_client));
         lines
     }
+}
+
+/// The most connections of users, with and without a stream, on a machine that lets this process have so many files
+/// open. Each takes one of them; an eighth stays for clients, handshakes and logs.
+pub(crate) const fn users(open_files: usize) -> usize {
+    open_files - open_files / 8
 }
 
 fn quota(rate: &config::Rate) -> Option<Quota> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyproxy_acl::{Action, Listed, Lists, Networks, Origin, Pattern, Rule, Rules};
 use anyproxy_config::{self as config, HostPattern, Place, Spanned};
+use anyproxy_core::Front;
 
 use super::Source;
 use crate::failure::Failure;
@@ -28,6 +29,10 @@ pub(super) fn lists(
         networks: protocols.map(|protocols| networks(source, protocols)).transpose()?,
     })
 }
+
+/// What a user speaks, and with that the front of their dials; those of `proxy.mixed` speak one of the first two.
+const FRONTS: [&str; 4] =
+    [Front::HTTP.as_str(), Front::SOCKS5.as_str(), Front::SNI.as_str(), Front::PORT.as_str()];
 
 /// `gateway.access`.
 pub(super) fn access(source: &Source, access: &config::Access) -> Result<Rules, Failure> {
@@ -57,6 +62,12 @@ fn rule(source: &Source, spanned: &Spanned<config::Rule>) -> Result<Rule, Failur
         return Err(
             source.mistake(spanned.defined, format!("{key} is empty: leave it out, or name somebody"))
         );
+    }
+    // A front nobody comes through would make a rule that never holds.
+    let mut named = fronts.iter().flatten();
+    if let Some(other) = named.find(|front| !FRONTS.contains(&front.as_str())) {
+        let text = format!("{other:?} is none of the fronts that rules know: {}", FRONTS.join(", "));
+        return Err(source.mistake(spanned.defined, text));
     }
     let words = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
     let mut rule = Rule::new(action, patterns)
