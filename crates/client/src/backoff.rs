@@ -4,6 +4,9 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(500);
 /// The longest wait.
 const CAP: Duration = Duration::from_secs(30);
+/// The least wait after a wrong login, to which up to half of it is added. A gateway locks out a source of ten wrong ones in
+/// two minutes: two or three clients behind one address may be wrong, and the others there still come in.
+const REFUSED: Duration = Duration::from_secs(30);
 /// A tunnel that lived this long was healthy, and what failed before it is forgotten.
 const HEALTHY: Duration = Duration::from_secs(10);
 
@@ -25,6 +28,12 @@ impl Backoff {
             2_u32.checked_pow(self.failures).map_or(CAP, |factor| FIRST.saturating_mul(factor).min(CAP));
         self.failures = self.failures.saturating_add(1);
         ceiling.mul_f64(chance)
+    }
+
+    /// The gateway refuses what this client is: until somebody has changed a setting it will again.
+    pub(crate) fn refused(&mut self, chance: f64) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        REFUSED + (REFUSED / 2).mul_f64(chance)
     }
 
     /// A tunnel that lived for `lived` was lost, or its gateway told us to go elsewhere.
@@ -58,6 +67,12 @@ mod tests {
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]);
         backoff.failures = u32::MAX;
         assert_eq!(backoff.failed(ALL), CAP);
+    }
+
+    #[test]
+    fn a_refused_login_waits_long_at_once() {
+        assert_eq!(Backoff::default().refused(0.0), Duration::from_secs(30));
+        assert_eq!(Backoff { failures: 9 }.refused(ALL), Duration::from_secs(45));
     }
 
     #[test]

@@ -33,6 +33,7 @@
 //! ```
 
 mod config;
+mod door;
 mod tls;
 
 mod client;

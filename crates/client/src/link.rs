@@ -148,6 +148,19 @@ impl LinkError {
         }
     }
 
+    /// How long the gateway asks us to wait.
+    pub(crate) const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Upgrade(UpgradeError::Status { retry_after, .. }) => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether the gateway counts this against everybody at this address.
+    pub(crate) const fn is_wrong_login(&self) -> bool {
+        matches!(self, Self::Upgrade(UpgradeError::Unauthorized))
+    }
+
     /// Whether trying again is of no use until somebody changes a setting.
     pub(crate) const fn is_refusal(&self) -> bool {
         matches!(self, Self::Tls(_) | Self::Upgrade(UpgradeError::Unauthorized | UpgradeError::Forbidden))

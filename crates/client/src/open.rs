@@ -13,7 +13,7 @@ use anyproxy_tunnel::frame::{Network, Open, OpenErr, OpenErrClass, OpenOk};
 use anyproxy_tunnel::{OpenRequest, Stream};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use socket2::SockRef;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
@@ -22,7 +22,7 @@ use crate::judge::Judge;
 use crate::race;
 use crate::relay::{Passed, Relay};
 use crate::serve::Context;
-use crate::udp::{self, Association, Flow};
+use crate::udp::{self, Association, Flow, Port};
 
 /// Bytes that may wait in the kernel for a target without having been sent; what is under way is not among them. It is as
 /// with users: more is kept from the sender's view, and costs more to pass.
@@ -42,10 +42,10 @@ pub(crate) fn serve(context: Arc<Context>, request: OpenRequest, policy: Option<
                 let end = udp::keep(association, stream).await;
                 line.ended(&Passed::default(), end);
             })),
-            Reached::Udp(association, socket, destination) => {
+            Reached::Udp(association, port, destination) => {
                 let idle = context.client.config.udp_idle_timeout;
                 Serving::Datagrams(Box::pin(async move {
-                    let mut flow = Flow::new(association, socket, destination, stream);
+                    let mut flow = Flow::new(association, port, destination, stream);
                     let end = flow.run(idle).await;
                     line.ended(&flow.passed(), end);
                 }))
@@ -83,7 +83,7 @@ impl Future for Serving {
 enum Reached {
     Tcp(TcpStream, SocketAddr),
     Association(Arc<Association>),
-    Udp(Arc<Association>, Arc<UdpSocket>, SocketAddr),
+    Udp(Arc<Association>, Arc<Port>, SocketAddr),
 }
 
 /// Reaches the target and says so, or says why not. `None`: there is no stream, and all is written.
@@ -171,7 +171,7 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
         }),
         Network::Udp { association } => {
             let association = context.associations.join(association, &context.client.tasks);
-            association.socket(preferred).map(|socket| Reached::Udp(association, socket, preferred))
+            association.port(preferred).map(|port| Reached::Udp(association, port, preferred))
         }
     };
     reached.map_err(|error| OpenErr::new(race::class_of(&error), error.to_string()))

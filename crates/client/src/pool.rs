@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client::Shared;
 use crate::config::Replicas;
+use crate::door::Door;
 use crate::supervisor::supervise;
 use crate::udp::Associations;
 
@@ -28,6 +29,7 @@ const CALM_LOOKS: u32 = 60;
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     gateway: Target,
+    door: Arc<Door>,
     stop: CancellationToken,
     places: Vec<Arc<Place>>,
     /// Given back, and still carrying what began on them.
@@ -58,6 +60,7 @@ impl Pool {
         Self {
             shared,
             gateway,
+            door: Arc::default(),
             stop,
             places: Vec::new(),
             draining: Vec::new(),
@@ -94,7 +97,8 @@ impl Pool {
             leave: self.stop.child_token(),
         });
         self.places.push(place.clone());
-        let supervisor = supervise(self.shared.clone(), self.gateway.clone(), place, self.stop.clone());
+        let supervisor =
+            supervise(self.shared.clone(), self.gateway.clone(), self.door.clone(), place, self.stop.clone());
         match seat {
             None => self.supervisors.spawn(supervisor),
             Some(seat) => {
@@ -121,11 +125,11 @@ impl Pool {
         }
     }
 
-    /// Does without the tunnel that has the fewest streams, which may finish. One that carries datagrams of a user is kept:
+    /// Does without the tunnel that is worth least; its streams may finish. One that carries datagrams of a user is kept:
     /// those for new destinations would go by another, and leave from another port (RFC 4787 section 4.1).
     fn give_back(&mut self) {
         let idle = (0..self.places.len()).rev().filter(|place| !self.places[*place].has_associations());
-        let Some(place) = idle.min_by_key(|place| self.places[*place].streams()) else { return };
+        let Some(place) = idle.min_by_key(|place| self.places[*place].worth()) else { return };
         let place = self.places.swap_remove(place);
         tracing::info!(gateway = %self.gateway, tunnels = self.places.len(), "no tunnel was full: one less");
         self.draining.extend(place.standing().take().map(|standing| standing.tunnel));
@@ -144,7 +148,12 @@ impl Place {
     }
 
     fn streams(&self) -> usize {
-        self.standing().as_ref().map_or(0, |standing| standing.tunnel.streams())
+        self.worth().unwrap_or_default()
+    }
+
+    /// One that does not stand is done without first, then that with the fewest streams.
+    fn worth(&self) -> Option<usize> {
+        self.standing().as_ref().map(|standing| standing.tunnel.streams())
     }
 
     fn has_associations(&self) -> bool {

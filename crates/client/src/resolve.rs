@@ -96,20 +96,22 @@ struct Place {
 
 /// The zones that somebody looks up names of just now; no more than there are lookups and those who wait.
 #[derive(Default)]
-struct Zones(Mutex<HashMap<Box<str>, Arc<Semaphore>>>);
+struct Zones(Mutex<HashMap<Box<str>, Entry>>);
+
+struct Entry {
+    places: Arc<Semaphore>,
+    /// Those who hold a place or wait for one.
+    held: usize,
+}
 
 impl Zones {
     fn enter(zones: &Arc<Self>, name: &str) -> Zone {
         let mut entries = zones.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let places = match entries.get(name) {
-            Some(places) => places.clone(),
-            None => {
-                let places = Arc::new(Semaphore::new(LOOKUPS_PER_ZONE));
-                entries.insert(name.into(), places.clone());
-                places
-            }
-        };
-        Zone { zones: zones.clone(), name: name.into(), places }
+        let entry = entries
+            .entry(name.into())
+            .or_insert_with(|| Entry { places: Arc::new(Semaphore::new(LOOKUPS_PER_ZONE)), held: 0 });
+        entry.held += 1;
+        Zone { zones: zones.clone(), name: name.into(), places: entry.places.clone() }
     }
 }
 
@@ -122,9 +124,11 @@ struct Zone {
 impl Drop for Zone {
     fn drop(&mut self) {
         let mut entries = self.zones.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's and ours: clones are made under this lock alone.
-        if Arc::strong_count(&self.places) == 2 {
-            entries.remove(&self.name);
+        if let Some(entry) = entries.get_mut(&self.name) {
+            entry.held -= 1;
+            if entry.held == 0 {
+                entries.remove(&self.name);
+            }
         }
     }
 }

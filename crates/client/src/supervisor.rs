@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::Escaped;
 use crate::backoff::Backoff;
 use crate::client::Shared;
+use crate::door::Door;
 use crate::link::{self, Link, LinkError};
 use crate::pool::{Place, Standing};
 use crate::serve::{self, Left};
@@ -27,10 +28,14 @@ const RETIRED: usize = 8;
 /// comes, and another takes its place.
 const ABSENCE: Duration = Duration::from_secs(60);
 
-/// Keeps one tunnel to `gateway` at `place`, until that is left: connects, serves, connects again.
+/// The longest wait that a gateway may ask for: longer than it locks anybody out.
+const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
+
+/// Keeps one tunnel to `gateway` at `place`, until that is left: comes in by `door`, serves, connects again.
 pub(crate) async fn supervise(
     shared: Arc<Shared>,
     gateway: Target,
+    door: Arc<Door>,
     place: Arc<Place>,
     stop: CancellationToken,
 ) {
@@ -38,16 +43,26 @@ pub(crate) async fn supervise(
     let mut retired = VecDeque::new();
     let mut expected: Option<Instant> = None;
     while !place.leave.is_cancelled() {
+        let Some(turn) = place.leave.run_until_cancelled(door.turn()).await else { return };
         let hello = hello(&shared);
         let established = link::establish(&shared.config, &shared.gateways, &gateway, hello);
-        let wait = match place.leave.run_until_cancelled(established).await {
+        let (wait, turn) = match place.leave.run_until_cancelled(established).await {
             None => return,
             Some(Err(error)) => {
-                let wait = backoff.failed(fastrand::f64());
+                door.shut();
+                // Nobody else says meanwhile what was just wrong.
+                let (wait, turn) = if error.is_wrong_login() {
+                    (backoff.refused(fastrand::f64()), turn)
+                } else {
+                    (backoff.failed(fastrand::f64()), None)
+                };
+                let wait = wait.max(error.retry_after().unwrap_or_default().min(LONGEST_WAIT));
                 report(&gateway, &error, wait, expected.is_some_and(|until| Instant::now() < until));
-                wait
+                (wait, turn)
             }
             Some(Ok(link)) => {
+                door.open();
+                drop(turn);
                 expected = None;
                 greet(&shared, &gateway, &link.hello);
                 let (tunnel, associations) = (link.tunnel.clone(), Arc::<Associations>::default());
@@ -55,7 +70,8 @@ pub(crate) async fn supervise(
                 let begun = Instant::now();
                 let left = serve_apart(&shared, link, associations, &place, &stop).await;
                 place.set(None);
-                match left {
+                door.shut();
+                let wait = match left {
                     Ok(Left::Unneeded) => return,
                     Ok(Left::GoAway(GoAwayCode::Replaced)) => {
                         tracing::warn!(
@@ -77,10 +93,13 @@ pub(crate) async fn supervise(
                     }
                     // Its task panicked, which has been said where panics are.
                     Err(_) => backoff.lost(begun.elapsed(), fastrand::f64()),
-                }
+                };
+                (wait, None)
             }
         };
-        if place.leave.run_until_cancelled(sleep(wait)).await.is_none() {
+        let slept = place.leave.run_until_cancelled(sleep(wait)).await;
+        drop(turn);
+        if slept.is_none() {
             return;
         }
     }

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -38,12 +39,20 @@ pub(crate) struct Associations(Mutex<HashMap<u64, Weak<Association>>>);
 pub(crate) struct Association {
     id: u64,
     associations: Arc<Associations>,
-    sockets: [Mutex<Option<Arc<UdpSocket>>>; 2],
+    ports: [Mutex<Option<Arc<Port>>>; 2],
     routes: Arc<Routes>,
     tasks: TaskTracker,
     receiving: CancellationToken,
     /// Ends the receiving tasks with the last flow.
     _receiving: DropGuard,
+}
+
+/// A socket that flows share.
+#[derive(Debug)]
+pub(crate) struct Port {
+    socket: UdpSocket,
+    /// Flows that hold datagrams it has no room for.
+    waiting: AtomicUsize,
 }
 
 impl Associations {
@@ -62,7 +71,7 @@ impl Associations {
         let association = Arc::new(Association {
             id,
             associations: self.clone(),
-            sockets: Default::default(),
+            ports: Default::default(),
             routes: Arc::default(),
             tasks: tasks.clone(),
             receiving: receiving.clone(),
@@ -76,21 +85,21 @@ impl Associations {
 impl Association {
     /// Takes a socket before there is a destination, of either family: that there is one is what a user is told.
     pub(crate) fn open(&self) -> io::Result<()> {
-        let any = |ip: IpAddr| self.socket((ip, 0).into()).map(drop);
+        let any = |ip: IpAddr| self.port((ip, 0).into()).map(drop);
         any(Ipv4Addr::UNSPECIFIED.into()).or_else(|_| any(Ipv6Addr::UNSPECIFIED.into()))
     }
 
-    /// The socket that reaches `destination`.
-    pub(crate) fn socket(&self, destination: SocketAddr) -> io::Result<Arc<UdpSocket>> {
-        let mut slot = lock(&self.sockets[usize::from(destination.is_ipv6())]);
-        if let Some(socket) = &*slot {
-            return Ok(socket.clone());
+    /// The port that reaches `destination`.
+    pub(crate) fn port(&self, destination: SocketAddr) -> io::Result<Arc<Port>> {
+        let mut slot = lock(&self.ports[usize::from(destination.is_ipv6())]);
+        if let Some(port) = &*slot {
+            return Ok(port.clone());
         }
-        let socket = Arc::new(bind(destination.is_ipv6())?);
-        let receiving = receive(socket.clone(), self.routes.clone());
+        let port = Arc::new(Port { socket: bind(destination.is_ipv6())?, waiting: AtomicUsize::new(0) });
+        let receiving = receive(port.clone(), self.routes.clone());
         self.tasks.spawn(self.receiving.clone().run_until_cancelled_owned(receiving));
-        *slot = Some(socket.clone());
-        Ok(socket)
+        *slot = Some(port.clone());
+        Ok(port)
     }
 }
 
@@ -147,11 +156,11 @@ struct Shared {
 }
 
 impl Shared {
-    /// Takes what the user has sent: all there is, one at least. An end that comes behind it is found again.
-    fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Burst, End>> {
+    /// Takes what the user has sent: one at least, and no more than `most`. An end that comes behind it is found again.
+    fn poll_recv(&self, cx: &mut Context<'_>, most: usize) -> Poll<Result<Burst, End>> {
         let mut datagrams = lock(&self.datagrams);
         let mut burst = Burst::take();
-        while !burst.is_full() {
+        while burst.len() < most && !burst.is_full() {
             match datagrams.poll_recv(cx, burst.begin()) {
                 Poll::Ready(Ok(true)) => burst.commit(),
                 _ if !burst.is_empty() => break,
@@ -215,23 +224,33 @@ thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-async fn receive(socket: Arc<UdpSocket>, routes: Arc<Routes>) {
+async fn receive(port: Arc<Port>, routes: Arc<Routes>) {
     loop {
-        if let Err(error) = socket.readable().await {
+        if let Err(error) = port.socket.readable().await {
             tracing::warn!(%error, "a socket for datagrams failed");
             return;
         }
-        let mut spare = SPARE.take();
-        spare.resize(MAX_DATAGRAM, 0);
-        for _ in 0..BURST {
-            match socket.try_recv_from(&mut spare) {
-                Ok((length, source)) => routes.deliver(source, &spare[..length]),
-                // Nothing more, or an error that is now taken from the socket.
-                Err(_) => break,
-            }
+        if !receive_some(&port.socket, &routes) {
+            // Readiness costs no budget: without this, whoever sends fast enough would have the thread for themselves.
+            yield_now().await;
         }
-        SPARE.set(spare);
     }
+}
+
+/// Takes what is there, as far as one turn goes: whether that was all.
+fn receive_some(socket: &UdpSocket, routes: &Routes) -> bool {
+    let mut spare = SPARE.take();
+    spare.resize(MAX_DATAGRAM, 0);
+    let mut received = (0..BURST).map(|_| {
+        socket.try_recv_from(&mut spare).map(|(length, source)| {
+            routes.deliver(source, &spare[..length]);
+        })
+    });
+    // An error is taken from the socket with this, and may be followed by another.
+    let last = received.find_map(Result::err);
+    drop(received);
+    SPARE.set(spare);
+    last.is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Keeps an association while its own stream lives, on which nothing is said.
@@ -256,17 +275,17 @@ pub(crate) async fn keep(association: Arc<Association>, stream: Stream) -> End {
 #[derive(Debug)]
 pub(crate) struct Flow {
     association: Arc<Association>,
-    socket: Arc<UdpSocket>,
+    port: Arc<Port>,
     peer: Peer,
     shared: Arc<Shared>,
     up: u64,
 }
 
 impl Flow {
-    /// Carries datagrams between `stream` and `destination`, by a socket of `association` that reaches it.
+    /// Carries datagrams between `stream` and `destination`, by a port of `association` that reaches it.
     pub(crate) fn new(
         association: Arc<Association>,
-        socket: Arc<UdpSocket>,
+        port: Arc<Port>,
         destination: SocketAddr,
         stream: Stream,
     ) -> Self {
@@ -276,7 +295,7 @@ impl Flow {
             first: OnceLock::new(),
             evicted: Notify::new(),
         };
-        Self { association, socket, peer: Peer::new(destination), shared: Arc::new(shared), up: 0 }
+        Self { association, port, peer: Peer::new(destination), shared: Arc::new(shared), up: 0 }
     }
 
     /// Runs until the user is done with it, or has sent nothing for `idle`. Answers do not prolong it (RFC 4787
@@ -298,19 +317,30 @@ impl Flow {
         }
     }
 
-    /// What the user has sent, once the socket has room for some of it: where it has none for long, what waits is the
-    /// stream's and counts as such.
+    /// What the user has sent, once there is room for some of it. While others wait for room it is one datagram: what
+    /// waits in the stream is counted, what waits here is not.
     async fn receive(&self) -> Result<Burst, End> {
         // A socket that failed shows it with what is sent.
-        let _ = self.socket.writable().await;
-        poll_fn(|cx| self.shared.poll_recv(cx)).await
+        let _ = self.port.socket.writable().await;
+        poll_fn(|cx| {
+            let is_full = self.port.waiting.load(Ordering::Relaxed) > 0;
+            self.shared.poll_recv(cx, if is_full { 1 } else { usize::MAX })
+        })
+        .await
     }
 
     /// A datagram that cannot be sent costs itself, never the flow.
     async fn send(&mut self, burst: Burst) {
         let destination = self.peer.address();
         self.association.routes.claim(destination, &self.shared);
-        let sent = burst.send(&self.socket, &self.peer).await;
+        let mut sending = pin!(burst.send(&self.port.socket, &self.peer));
+        let sent = match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
+            Poll::Ready(sent) => sent,
+            Poll::Pending => {
+                let _waits = Waits::at(&self.port.waiting);
+                sending.await
+            }
+        };
         self.up += sent.bytes as u64;
         if let Some(error) = sent.error {
             tracing::debug!(%error, %destination, "a datagram was not sent");
@@ -323,6 +353,22 @@ impl Flow {
             down: self.shared.down.load(Ordering::Relaxed),
             first: self.shared.first.get().copied(),
         }
+    }
+}
+
+/// Counts one more for as long as it lives.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl<'a> Waits<'a> {
+    fn at(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

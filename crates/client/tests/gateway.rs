@@ -17,7 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
@@ -57,12 +57,18 @@ async fn a_client_logs_in_and_serves_and_comes_back() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_said_plainly_and_tried_again_and_never_logged() {
+async fn wrong_credentials_are_said_plainly_by_one_tunnel_at_a_time_and_never_logged() {
     keep_log();
     let gateway = Gateway::start().await;
-    let client = gateway.client(|_| {});
-    for _ in 0..2 {
-        let mut tls = gateway.accept().await.unwrap();
+    let client = gateway.client(|config| config.replicas = Replicas::exactly(3));
+    let began = Instant::now();
+    for attempt in 0..3 {
+        // A minute is not waited for.
+        let (tcp, _) = gateway.listener.accept().await.unwrap();
+        if attempt > 0 {
+            tokio::time::resume();
+        }
+        let mut tls = gateway.tls.accept(tcp).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(tls.read_u8().await.unwrap());
@@ -70,7 +76,13 @@ async fn wrong_credentials_are_said_plainly_and_tried_again_and_never_logged() {
         tls.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").await.unwrap();
         tls.shutdown().await.unwrap();
         assert_eq!(client.handle.tunnels(), 0);
+        // The client has heard it.
+        let _ = tls.read_to_end(&mut Vec::new()).await;
+        tokio::time::pause();
     }
+    tokio::time::resume();
+    let waited = began.elapsed().as_secs();
+    assert!((60..=95).contains(&waited), "twice 30 to 45 s, however many tunnels there are: {waited}");
     client.stopped().await;
     let log = logged();
     assert!(log.contains("ERROR") && log.contains("401") && log.contains("auth_password"), "{log}");

@@ -3,6 +3,9 @@ use std::{collections::VecDeque, io::IoSlice, mem};
 use anyproxy_frame::COPIED_BELOW;
 use bytes::{Buf, Bytes, BytesMut};
 
+/// What is left of a piece and shorter than this is worth a copy if it has to wait: pieces are up to 128 KiB long.
+const SETTLED_BELOW: usize = 16 * 1024;
+
 /// The smallest block that short pieces are joined in, and the largest.
 const BLOCK: (usize, usize) = (512, 2 * COPIED_BELOW);
 
@@ -84,6 +87,18 @@ impl Chunks {
             self.0 = None;
         }
         head
+    }
+}
+
+impl Chunks {
+    /// What is here will wait: the rest of a piece must not keep the whole piece's memory meanwhile, which is counted by
+    /// what waits.
+    pub(crate) fn settle(&mut self) {
+        if let Some(queue) = &mut self.0
+            && queue.head.len() < SETTLED_BELOW
+        {
+            queue.head = Bytes::copy_from_slice(&queue.head);
+        }
     }
 }
 
@@ -207,6 +222,19 @@ mod tests {
         let mut chunks = Chunks::new();
         chunks.push_received(message.slice(..10));
         assert!(message.is_unique());
+    }
+
+    #[test]
+    fn rest_that_waits_does_not_keep_its_piece() {
+        let piece = Bytes::from(vec![7; 100_000]);
+        let mut chunks = Chunks::from(piece.clone());
+        drop(chunks.pop(100_000 - SETTLED_BELOW));
+        chunks.settle();
+        assert!(!piece.is_unique(), "worth more than a copy");
+        drop(chunks.pop(SETTLED_BELOW - 1));
+        chunks.settle();
+        assert!(piece.is_unique());
+        assert_eq!(chunks.pop(usize::MAX), [7][..]);
     }
 
     #[test]

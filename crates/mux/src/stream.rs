@@ -133,6 +133,9 @@ impl Stream {
             Unsent::Bytes(chunks) if !chunks.is_empty() => {
                 let data = chunks.pop(max.min(self.credit as usize).min(MAX_PAYLOAD));
                 self.credit -= data.len() as u32;
+                if self.credit < WORTHWHILE {
+                    chunks.settle();
+                }
                 Some(StreamFrame::Data(data))
             }
             Unsent::Datagrams(queue) if !queue.is_empty() => {

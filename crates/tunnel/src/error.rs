@@ -244,7 +244,12 @@ pub enum UpgradeError {
     /// 403: the credentials are right, and may not do this.
     Forbidden,
     /// Any other answer than 101.
-    Status(StatusCode),
+    Status {
+        /// The answer's status.
+        status: StatusCode,
+        /// How long to wait before another try, if it says so in seconds (RFC 9110 section 10.2.3).
+        retry_after: Option<Duration>,
+    },
     /// The answer is no upgrade to the protocol that was asked for.
     Protocol(Box<dyn Error + Send + Sync>),
     /// The connection failed.
@@ -256,7 +261,7 @@ impl fmt::Display for UpgradeError {
         match self {
             Self::Unauthorized => f.write_str("the gateway does not accept the credentials (401)"),
             Self::Forbidden => f.write_str("the gateway forbids the tunnel (403)"),
-            Self::Status(status) => write!(f, "the gateway answered {status}"),
+            Self::Status { status, .. } => write!(f, "the gateway answered {status}"),
             Self::Protocol(_) => f.write_str("the gateway's answer is not the expected WebSocket upgrade"),
             Self::Io(_) => f.write_str("the connection failed during the upgrade"),
         }

@@ -347,7 +347,11 @@ impl From<WsError> for UpgradeError {
             WsError::Http(response) => match response.status() {
                 StatusCode::UNAUTHORIZED => Self::Unauthorized,
                 StatusCode::FORBIDDEN => Self::Forbidden,
-                status => Self::Status(status),
+                status => {
+                    let retry_after = response.headers().get(header::RETRY_AFTER);
+                    let seconds = retry_after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+                    Self::Status { status, retry_after: seconds.map(Duration::from_secs) }
+                }
             },
             WsError::Io(error) => Self::Io(error),
             error => Self::Protocol(error.into()),

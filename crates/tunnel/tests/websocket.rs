@@ -286,9 +286,17 @@ async fn wrong_credentials_are_told_from_other_refusals() {
         |status: &'static str| move |_: &str| format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
     assert!(matches!(upgrade(refuse("401 Unauthorized")).await.0, Err(UpgradeError::Unauthorized)));
     assert!(matches!(upgrade(refuse("403 Forbidden")).await.0, Err(UpgradeError::Forbidden)));
-    match upgrade(refuse("503 Service Unavailable")).await.0 {
-        Err(UpgradeError::Status(status)) => assert_eq!(status, 503),
-        other => panic!("{other:?}"),
+    for (answer, expected) in [
+        ("503 Service Unavailable", (503, None)),
+        ("429 Too Many Requests\r\nretry-after: 15", (429, Some(Duration::from_secs(15)))),
+        ("429 Too Many Requests\r\nretry-after: Fri, 27 Nov 2026 21:00:00 GMT", (429, None)),
+    ] {
+        match upgrade(refuse(answer)).await.0 {
+            Err(UpgradeError::Status { status, retry_after }) => {
+                assert_eq!((status.as_u16(), retry_after), expected);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 
