@@ -172,7 +172,7 @@ async fn a_full_tunnel_gets_company_which_is_given_back_after_a_calm_minute() {
     // An association on each, so that neither is given back: its source port would change.
     let loopback = HostRef::Ip(address.ip());
     let both = [first.open(Open::udp(1, loopback.clone(), 9)), second.open(Open::udp(2, loopback, 9))];
-    let flows = futures_util::future::try_join_all(both).await.unwrap();
+    let mut flows = futures_util::future::try_join_all(both).await.unwrap();
 
     // Nobody reads any more, and the minute is not waited for.
     readers.shutdown().await;
@@ -186,7 +186,7 @@ async fn a_full_tunnel_gets_company_which_is_given_back_after_a_calm_minute() {
     tokio::time::pause();
     tokio::time::sleep(Duration::from_secs(100)).await;
     client.has_tunnels(2).await;
-    drop(flows);
+    drop(flows.pop());
     let mut tunnels = client.handle.watch_tunnels();
     timeout(Duration::from_secs(100), tunnels.wait_for(|tunnels| *tunnels == 1)).await.unwrap().unwrap();
     tokio::time::resume();
