@@ -502,17 +502,3 @@ async fn the_drain_ends_when_its_time_is_over() -> Result {
     assert_eq!(stream.read_u8().await.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
     Ok(())
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sighup_disturbs_nobody_and_is_noted() -> Result {
-    let _turn = alone().await;
-    let (stage, echo) = (Stage::start()?, Target::echo().await?);
-    let mut stream = tunnel(&stage, Way::Connect, echo.addr()).await?;
-    for program in [&stage.gateway, &stage.client] {
-        program.signal(Signal::SIGHUP)?;
-        program.line("SIGHUP", |line| line["message"].as_str().is_some_and(|m| m.contains("SIGHUP")))?;
-    }
-    stream.write_all(b"still here").await?;
-    stream.read_exact(&mut [0; 10]).await?;
-    Ok(())
-}

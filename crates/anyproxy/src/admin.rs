@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyproxy_config::{ListenAddr, Spanned};
 use anyproxy_front::Listener;
 use anyproxy_tunnel::Memory;
 use bytes::Bytes;
@@ -98,6 +99,15 @@ pub(crate) struct Bound {
     user_labels: u16,
 }
 
+/// What would keep the listener from starting, short of the network.
+pub(crate) fn check(admin: Option<&anyproxy_config::Admin>) -> Result<(), Failure> {
+    admin.map_or(Ok(()), |admin| address(admin).map(drop))
+}
+
+fn address(admin: &anyproxy_config::Admin) -> Result<&Spanned<ListenAddr>, Failure> {
+    admin.listen_addr.as_ref().ok_or_else(|| Failure::of("admin", "needs a listen_addr"))
+}
+
 impl Bound {
     /// Binds what the file's `admin` section says; without one there is no listener and nothing is recorded.
     pub(crate) fn new(
@@ -105,9 +115,7 @@ impl Bound {
         logging: &Logging,
     ) -> Result<Option<Self>, Failure> {
         let Some(admin) = admin else { return Ok(None) };
-        let Some(address) = &admin.listen_addr else {
-            return Err(Failure::of("admin", "needs a listen_addr"));
-        };
+        let address = address(admin)?;
         let listener = listen::bind("admin", &address.value)?.with_max_connections(MAX_CONNECTIONS);
         listen::announce("admin", &listener);
         let recorder = Recorder::install(logging.dropped_lines())?;
@@ -160,6 +168,7 @@ fn describe() {
     metrics::describe_gauge!("anyproxy_queue_length", "Dials that wait for a place");
     metrics::describe_gauge!("anyproxy_waiting_for_client", "Dials that wait for a client");
     metrics::describe_counter!("anyproxy_udp_dropped_total", "Datagrams dropped, by reason");
+    metrics::describe_counter!("anyproxy_reloads_total", "SIGHUPs, by whether the file was taken over");
     metrics::describe_counter!("anyproxy_log_lines_dropped_total", "Log lines nobody took in time");
 }
 

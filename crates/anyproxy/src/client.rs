@@ -6,28 +6,33 @@ use std::sync::Arc;
 use anyproxy_client::{Client, Handle};
 use anyproxy_tunnel::Memory;
 use anyproxy_workers::Workers;
+use futures_util::future::{self, OptionFuture};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Probe};
 use crate::failure::Failure;
+use crate::reload::{Fixed, Reloads};
 use crate::settings::{self, Source};
-use crate::{logging, process, runtime};
+use crate::{logging, process, reload, runtime};
 
 /// Runs the client until a signal ends it.
-pub(crate) fn run(source: &Source) -> Result<ExitCode, Failure> {
+pub(crate) fn run(source: Source) -> Result<ExitCode, Failure> {
     let section = source.required("client", source.file.client.as_ref())?;
     let logging = logging::start(source.file.log.as_ref());
-    let settings = settings::Client::new(source, section)?;
+    let settings = settings::Client::new(&source, section)?;
+    let fixed = Fixed::of_client(&settings, section, &source.file);
     process::raise_open_files();
-    runtime::run(|stop, workers| async move {
+    runtime::run(|stop, hangups, workers| async move {
         let admin = admin::Bound::new(source.file.admin.as_ref(), &logging)?;
-        serve(settings, admin, &workers, stop).await
+        let reloads = (Reloads::new(source.into(), hangups), fixed);
+        serve(settings, Some(reloads), admin, &workers, stop).await
     })
 }
 
-/// Runs the client until `stop`, and then until its streams have ended or their time is over.
+/// Runs the client until `stop`, and takes its file over anew where that may change, and then until its streams have ended or their time is over.
 pub(crate) async fn serve(
     mut settings: settings::Client,
+    reloads: Option<(Reloads, Fixed)>,
     admin: Option<admin::Bound>,
     workers: &Workers,
     stop: CancellationToken,
@@ -36,6 +41,8 @@ pub(crate) async fn serve(
     let memory = settings.config.tunnel.memory.clone();
     let client = Client::new(settings.config).map_err(|error| Failure::of("client", error))?;
     let probe = Arc::new(Tunnels { handle: client.handle(), memory, stop: stop.clone() });
+    let handle = client.handle();
+    let reloading = reloads.map(|(reloads, fixed)| reloads.serve(reload::Client { handle, fixed }));
     // The admin listener lives until the last stream is gone: somebody watches the drain.
     let done = CancellationToken::new();
     let admin = admin.map(|admin| admin.serve(probe, done.clone()));
@@ -43,12 +50,11 @@ pub(crate) async fn serve(
         client.run(stop).await;
         done.cancel();
     };
-    tokio::join!(client, async {
-        if let Some(admin) = admin {
-            admin.await;
-        }
-    });
-    Ok(())
+    let served = future::join(client, OptionFuture::from(admin));
+    tokio::select! {
+        _ = served => Ok(()),
+        Some(never) = OptionFuture::from(reloading) => never,
+    }
 }
 
 /// A client is ready while it has a tunnel and has not been told to stop.

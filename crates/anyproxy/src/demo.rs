@@ -35,7 +35,8 @@ pub(crate) fn run() -> Result<ExitCode, Failure> {
         ..Default::default()
     }));
     process::raise_open_files();
-    runtime::run(demo)
+    // Its file is nobody's to change.
+    runtime::run(|stop, _, workers| demo(stop, workers))
 }
 
 async fn demo(stop: CancellationToken, workers: Workers) -> Result<(), Failure> {
@@ -60,8 +61,8 @@ async fn demo(stop: CancellationToken, workers: Workers) -> Result<(), Failure> 
     };
     let service = bound.await.map_err(|error| Failure::of("demo", error))?;
     let (gateway, client, ()) = tokio::join!(
-        gateway.serve(stop.clone()),
-        client::serve(client, None, &workers, stop.clone()),
+        gateway.serve(None, stop.clone()),
+        client::serve(client, None, None, &workers, stop.clone()),
         private_service(service, stop.clone()),
     );
     gateway.and(client)
@@ -87,7 +88,7 @@ client:
   auth_password: {password}
 "
     );
-    Ok(Source { file: File::parse("demo", &text)?, name: "demo".into() })
+    Ok(Source { file: File::parse("demo", &text)?, name: "demo".into(), path: None })
 }
 
 /// A password nobody has to remember.

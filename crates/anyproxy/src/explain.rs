@@ -7,12 +7,12 @@ use anyproxy_acl::Question;
 use anyproxy_core::{Account, Association, Identity, Network, Target};
 
 use crate::failure::Failure;
-use crate::settings;
-use crate::{load, stack};
+use crate::settings::{self, Source};
+use crate::stack;
 
 /// Prints what the file at `path` decides about `user` dialling `target` through `front`.
 pub(crate) fn run(path: &Path, user: Option<&str>, front: &str, target: &str) -> Result<ExitCode, Failure> {
-    let source = load(Some(path))?;
+    let source = Source::load(Some(path))?;
     let section = source.required("gateway", source.file.gateway.as_ref())?;
     let gateway = settings::Gateway::new(&source, section)?;
     let (network, target) = parse(target)?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_acl::AclLayer;
-use anyproxy_auth::HashPool;
+use anyproxy_auth::{HashPool, Verify};
 use anyproxy_balance::Balance;
 use anyproxy_core::Dial;
 use anyproxy_front::{Listener, Tls};
@@ -19,14 +19,17 @@ use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
 use anyproxy_socks5::UdpDrops;
 use anyproxy_tunnel::Memory;
 use anyproxy_workers::Workers;
+use arc_swap::ArcSwap;
+use futures_util::future::{self, OptionFuture};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Probe};
 use crate::failure::Failure;
+use crate::reload::{Fixed, Reloads};
 use crate::settings::{self, Protocol, Source};
-use crate::{front, listen, logging, process, runtime, stack};
+use crate::{front, listen, logging, process, reload, runtime, stack};
 
 /// What a dial may take beyond the one client that takes longest.
 const DIAL_GRACE: Duration = Duration::from_secs(5);
@@ -35,13 +38,15 @@ const DIAL_GRACE: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Runs the gateway until a signal ends it.
-pub(crate) fn run(source: &Source) -> Result<ExitCode, Failure> {
+pub(crate) fn run(source: Source) -> Result<ExitCode, Failure> {
     let section = source.required("gateway", source.file.gateway.as_ref())?;
     let logging = logging::start(source.file.log.as_ref());
-    let settings = settings::Gateway::new(source, section)?;
-    runtime::run(|stop, workers| async move {
+    let settings = settings::Gateway::new(&source, section)?;
+    runtime::run(|stop, hangups, workers| async move {
         let admin = admin::Bound::new(source.file.admin.as_ref(), &logging)?;
-        Bound::new(settings, admin, &workers)?.serve(stop).await
+        let fixed = Fixed::of_gateway(&settings, &source.file);
+        let reloads = (Reloads::new(source.into(), hangups), fixed);
+        Bound::new(settings, admin, &workers)?.serve(Some(reloads), stop).await
     })
 }
 
@@ -92,9 +97,13 @@ impl Bound {
         listener.local_addr().ok()
     }
 
-    /// Serves until `stop`; then drains: accepts nobody any more, tells the clients to go elsewhere, and lets
-    /// streams finish until they have or their time is over.
-    pub(crate) async fn serve(self, stop: CancellationToken) -> Result<(), Failure> {
+    /// Serves until `stop`, and takes its file over anew where that may change; then drains: accepts nobody any more,
+    /// tells the clients to go elsewhere, and lets streams finish until they have or their time is over.
+    pub(crate) async fn serve(
+        self,
+        reloads: Option<(Reloads, Fixed)>,
+        stop: CancellationToken,
+    ) -> Result<(), Failure> {
         let Self { settings, clients_listener, fronts, admin, open_files } = self;
         let metrics =
             MetricsLayer::new().with_user_labels(admin.as_ref().map_or(0, admin::Bound::user_labels));
@@ -108,24 +117,35 @@ impl Bound {
         let limits = settings.limits;
         let (queue, line) = QueueLayer::pair(limits.queue(open_files));
         let (wait, waiting) = WaitForClient::pair(clients.clone(), limits.wait_for_client);
+        let (acl, acl_handle) = AclLayer::pair(settings.policy);
+        let (rate, rate_handle) = RateLimitLayer::pair(limits.rate);
+        let (bandwidth, bandwidth_handle) = BandwidthLayer::pair(limits.bandwidth);
+        let (balance, balance_handle) = Balance::pair(limits.balance, clients.clone());
+        let reuse = ReuseLayer::new();
         let dials = stack::dials(stack::Parts {
             metrics: metrics.clone(),
-            acl: AclLayer::new(settings.policy),
-            rate: RateLimitLayer::new(limits.rate),
-            bandwidth: BandwidthLayer::new(limits.bandwidth),
+            acl,
+            rate,
+            bandwidth,
             wait,
             queue,
             // Longer than one client may take: the balancer learns of a silent one before the dial is given up.
             dial_timeout: settings.open_timeout + DIAL_GRACE,
-            reuse: ReuseLayer::new(),
-            balance: Balance::new(limits.balance, clients.clone()),
+            reuse: reuse.clone(),
+            balance,
         });
         let stock = stack::Stock { metrics: metrics.clone(), hashing: hashing.clone(), dials: dials.clone() };
 
         let mut serving = JoinSet::new();
-        let mut drops = Vec::new();
+        let (mut drops, mut running) = (Vec::new(), Vec::new());
         for (mut front, listener) in fronts {
-            let stack = stack::login(front.accounts.take(), front.group.as_deref(), &stock);
+            let (accounts, handle) = front.accounts.take().map(Verify::pair).unzip();
+            running.push(reload::Front {
+                protocol: front.protocol,
+                accounts: handle,
+                tls: listener.tls().cloned(),
+            });
+            let stack = stack::login(accounts, front.group.as_deref(), &stock);
             let front = front::Served::new(&front, settings.relay, stack);
             drops.extend(front.udp_drops());
             serving.spawn(front.serve(listener, stop.clone()));
@@ -136,9 +156,30 @@ impl Bound {
         let memory = settings.tunnel.memory.clone();
         config.tunnel = settings.tunnel;
         let ports = Ports::new(settings.open_ports_addr, dials, settings.relay);
-        let login = stack::client_login(settings.clients, settings.client_accounts, metrics, hashing);
+        let (accounts, client_accounts) = Verify::pair(settings.clients);
+        let rights = Arc::new(ArcSwap::from_pointee(settings.client_accounts));
+        let login = stack::client_login(accounts, rights.clone(), metrics, hashing);
         let gateway = Gateway::with_ports(login, clients.clone(), config, ports);
-        serving.spawn(gateway.serve(clients_listener, Tls::new(settings.tls), stop.clone()));
+        let tls = Tls::new(settings.tls);
+        serving.spawn(gateway.serve(clients_listener, tls.clone(), stop.clone()));
+        let reloading = reloads.map(|(reloads, fixed)| {
+            reloads.serve(reload::Gateway {
+                acl: acl_handle,
+                rate: rate_handle,
+                bandwidth: bandwidth_handle,
+                wait: waiting.clone(),
+                queue: line.clone(),
+                reuse,
+                balance: balance_handle,
+                fronts: running,
+                clients: clients.clone(),
+                client_accounts,
+                rights,
+                tls,
+                open_files,
+                fixed,
+            })
+        });
 
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
@@ -153,12 +194,11 @@ impl Bound {
             }
             done.cancel();
         };
-        tokio::join!(draining, async {
-            if let Some(admin) = admin {
-                admin.await;
-            }
-        });
-        Ok(())
+        let served = future::join(draining, OptionFuture::from(admin));
+        tokio::select! {
+            _ = served => Ok(()),
+            Some(never) = OptionFuture::from(reloading) => never,
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod listen;
 mod logging;
 mod mixed;
 mod process;
+mod reload;
 mod runtime;
 mod secrets;
 mod settings;
@@ -29,11 +30,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyproxy_config::File;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::cli::{Cli, Command};
 use crate::failure::Failure;
+use crate::settings::Source;
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -48,8 +49,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Demo => demo::run(),
-        Command::Gateway(config) => gateway::run(&load(config.config.as_deref())?),
-        Command::Client(config) => client::run(&load(config.config.as_deref())?),
+        Command::Gateway(config) => gateway::run(Source::load(config.config.as_deref())?),
+        Command::Client(config) => client::run(Source::load(config.config.as_deref())?),
         Command::Check(config) => check(&config.config),
         Command::Explain { config, user, front, target } => {
             explain::run(&config.config, user.as_deref(), &front, &target)
@@ -69,16 +70,11 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     }
 }
 
-fn load(path: Option<&Path>) -> Result<settings::Source, Failure> {
-    let environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let name = path.map_or_else(|| "environment".to_owned(), |path| path.display().to_string());
-    Ok(settings::Source { file: File::load(path, environment)?, name: name.into() })
-}
-
 /// Everything `gateway` and `client` would refuse to start with, short of the network.
 fn check(path: &Path) -> Result<ExitCode, Failure> {
-    let source = load(Some(path))?;
+    let source = Source::load(Some(path))?;
+    admin::check(source.file.admin.as_ref())?;
+    settings::Front::all(&source)?;
     if let Some(gateway) = &source.file.gateway {
         settings::Gateway::new(&source, gateway)?;
     }

@@ -7,7 +7,7 @@ use anyproxy_workers::{Pulse, Workers};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
-use crate::signals::Signals;
+use crate::signals::{Hangups, Signals};
 
 /// What each heap of the C library may keep at its end, half of it.
 const KEPT: usize = 4 * 1024 * 1024;
@@ -18,7 +18,7 @@ const LAST_MOMENT: Duration = Duration::from_millis(500);
 /// Runs `work` to its end, or to the second signal that asks for it.
 pub(crate) fn run<F, Fut>(work: F) -> Result<ExitCode, Failure>
 where
-    F: FnOnce(CancellationToken, Workers) -> Fut,
+    F: FnOnce(CancellationToken, Hangups, Workers) -> Fut,
     Fut: Future<Output = Result<(), Failure>>,
 {
     keep_memory();
@@ -27,7 +27,7 @@ where
         let (workers, crew) =
             Workers::start(threads(), pulse).map_err(|error| Failure::of("threads", error))?;
         let signals = Signals::listen().map_err(|error| Failure::of("signals", error))?;
-        let ended = signals.run(|stop| work(stop, workers)).await;
+        let ended = signals.run(|stop, hangups| work(stop, hangups, workers)).await;
         // Its tasks were told to stop and had their time, as those below.
         crew.stop(LAST_MOMENT);
         Ok(ended)

@@ -1,9 +1,22 @@
-//! SIGTERM and SIGINT drain, a second one stops now, SIGHUP is noted.
+//! SIGTERM and SIGINT drain, a second one stops now, SIGHUP asks for the file to be read again.
 
 use std::io;
+use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+/// SIGHUPs: those that come while one is being served are one more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hangups(Arc<Notify>);
+
+impl Hangups {
+    /// Waits for the next one.
+    pub(crate) async fn next(&self) {
+        self.0.notified().await;
+    }
+}
 
 /// The signals this process listens to from now on.
 pub(crate) struct Signals {
@@ -22,19 +35,19 @@ impl Signals {
         })
     }
 
-    /// Runs `work` with a token that the first signal to stop cancels. `None` when a second one came: then `work`
-    /// was dropped where it stood.
+    /// Runs `work` with a token that the first signal to stop cancels, and the SIGHUPs. `None` when a second one came: then
+    /// `work` was dropped where it stood.
     pub(crate) async fn run<F, Fut>(mut self, work: F) -> Option<Fut::Output>
     where
-        F: FnOnce(CancellationToken) -> Fut,
+        F: FnOnce(CancellationToken, Hangups) -> Fut,
         Fut: Future,
     {
-        let stop = CancellationToken::new();
-        let mut work = std::pin::pin!(work(stop.clone()));
+        let (stop, hangups) = (CancellationToken::new(), Hangups::default());
+        let mut work = std::pin::pin!(work(stop.clone(), hangups.clone()));
         loop {
             tokio::select! {
                 output = &mut work => return Some(output),
-                () = self.stopping() => {
+                () = self.stopping(&hangups) => {
                     if stop.is_cancelled() {
                         tracing::warn!("stopping now");
                         return None;
@@ -47,12 +60,12 @@ impl Signals {
     }
 
     /// Until a signal to stop comes.
-    async fn stopping(&mut self) {
+    async fn stopping(&mut self, hangups: &Hangups) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => tracing::info!("SIGHUP ignored: the file is read at start only"),
+                _ = self.hangup.recv() => hangups.0.notify_one(),
             }
         }
     }

@@ -2,19 +2,21 @@
 //!
 //! Everything a user may do is decided here, top to bottom; ARCHITECTURE.md says more about each place.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_acl::AclLayer;
-use anyproxy_auth::{Accounts, AuthLayer, HashPool, Identified, LockoutLayer, Verify};
+use anyproxy_auth::{AuthLayer, HashPool, Identified, LockoutLayer, Verify};
 use anyproxy_balance::Balance;
-use anyproxy_core::{Account, BoxDial, BoxGateway, Identity, Login, Target};
+use anyproxy_core::{Account, BoxDial, BoxError, BoxGateway, Identity, Login, Outcome, Target};
 use anyproxy_gateway::{Authenticate, ClientAccount, Clients};
 use anyproxy_http::ReuseLayer;
 use anyproxy_metrics::MetricsLayer;
 use anyproxy_queue::{QueueLayer, WaitForClient};
 use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
 use anyproxy_trace::TraceLayer;
+use arc_swap::ArcSwap;
 use tower::{ServiceBuilder, service_fn};
 
 use crate::settings::Route;
@@ -57,14 +59,14 @@ pub(crate) type Gateway = BoxGateway<Identified<BoxDial>>;
 
 /// From a login to a dial service that signs each dial, for one front: who is locked out of one is not of another.
 #[rustfmt::skip]
-pub(crate) fn login(accounts: Option<Accounts>, group: Option<&str>, stock: &Stock) -> Gateway {
+pub(crate) fn login(accounts: Option<Verify>, group: Option<&str>, stock: &Stock) -> Gateway {
     let logins = ServiceBuilder::new()
         .layer(stock.metrics.clone()) // wrong logins never become dials: counted here
         .layer(LockoutLayer::default()); // by source, before any hash is computed
     match accounts {
         Some(accounts) => BoxGateway::of(
             logins
-                .layer(AuthLayer::new(Verify::new(accounts).with_pool(stock.hashing.clone())))
+                .layer(AuthLayer::new(accounts.with_pool(stock.hashing.clone())))
                 .service(stock.dials.clone()),
         ),
         // An open front asks nobody: everybody is the same anonymous user of its group.
@@ -85,22 +87,25 @@ pub(crate) struct Stock {
     pub(crate) dials: BoxDial,
 }
 
+/// What each account of clients may do, by its name.
+pub(crate) type Rights = HashMap<String, Arc<ClientAccount>>;
+
 /// From a client's login to its account, guarded as those of users are.
 pub(crate) fn client_login(
-    accounts: Accounts,
-    rights: std::collections::HashMap<String, Arc<ClientAccount>>,
+    accounts: Verify,
+    rights: Arc<ArcSwap<Rights>>,
     metrics: MetricsLayer,
     hashing: HashPool,
 ) -> impl Authenticate {
-    let rights = Arc::new(rights);
     ServiceBuilder::new()
         .layer(metrics)
         .layer(LockoutLayer::default())
-        .map_response(move |identity: Identity| {
-            let rights = identity.user().and_then(|user| rights.get(user));
-            rights.cloned().expect("every account that can log in has its rights beside it")
+        .and_then(move |identity: Identity| {
+            // An account without rights is one that is being taken away at this moment.
+            let rights = identity.user().and_then(|user| rights.load().get(user).cloned());
+            std::future::ready(rights.ok_or_else(|| BoxError::from(Outcome::LoginRequired)))
         })
-        .service(Verify::new(accounts).with_pool(hashing))
+        .service(accounts.with_pool(hashing))
 }
 
 /// The group a route sends a dial to: the first whose targets match and whose group the user holds.

@@ -104,6 +104,12 @@ impl Listener {
         self
     }
 
+    /// The TLS it speaks, to put new certificates in place.
+    #[must_use]
+    pub const fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     /// How long a user may take for the TLS handshake (10 s); then the connection is closed. What comes behind it
     /// is the front's to limit.
     #[must_use]

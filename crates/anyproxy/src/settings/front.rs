@@ -66,6 +66,7 @@ impl Protocol {
 }
 
 /// UDP ASSOCIATE.
+#[derive(Debug)]
 pub(crate) struct Udp {
     pub(crate) enabled: bool,
     pub(crate) advertise_addr: Option<IpAddr>,
@@ -81,7 +82,7 @@ pub(crate) struct Passthrough {
 
 impl Front {
     /// All fronts of the file; those whose section is absent are not started.
-    pub(super) fn all(source: &Source) -> Result<Vec<Self>, Failure> {
+    pub(crate) fn all(source: &Source) -> Result<Vec<Self>, Failure> {
         let Some(proxy) = &source.file.proxy else { return Ok(Vec::new()) };
         let sections = [
             (Protocol::Http, &proxy.http),

@@ -1,6 +1,5 @@
 //! The gateway.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use super::{
     accounts, duration, rules, tunnel, unless_zero,
 };
 use crate::failure::Failure;
+use crate::stack::Rights;
 use crate::tls;
 
 /// A gateway, ready to be bound.
@@ -32,7 +32,7 @@ pub(crate) struct Gateway {
     pub(crate) fronts: Vec<Front>,
     /// What clients log in with, and what each may do.
     pub(crate) clients: Accounts,
-    pub(crate) client_accounts: HashMap<String, Arc<ClientAccount>>,
+    pub(crate) client_accounts: Rights,
     pub(crate) policy: Policy,
     pub(crate) routes: Vec<Route>,
     pub(crate) limits: Limits,
@@ -100,12 +100,9 @@ impl Gateway {
         })
     }
 
-    fn clients(
-        source: &Source,
-        section: &config::Gateway,
-    ) -> Result<(Accounts, HashMap<String, Arc<ClientAccount>>), Failure> {
+    fn clients(source: &Source, section: &config::Gateway) -> Result<(Accounts, Rights), Failure> {
         let mut users = Placed::default();
-        let mut rights = HashMap::new();
+        let mut rights = Rights::new();
         let username = section.auth_username.as_deref();
         let file = section.auth_password_file.as_deref();
         if let Some(user) = accounts::single(source, username, section.auth_password.as_ref(), file)? {

@@ -7,6 +7,7 @@ mod front;
 mod gateway;
 mod rules;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,9 +39,20 @@ const LEAST_MEMORY: u64 = 1024 * 1024;
 pub(crate) struct Source {
     pub(crate) file: File,
     pub(crate) name: Arc<str>,
+    /// Where it can be read again; none if all comes from the environment.
+    pub(crate) path: Option<PathBuf>,
 }
 
 impl Source {
+    /// Reads the file at `path`, and lays the environment over it.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, Failure> {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let name = path.map_or_else(|| "environment".to_owned(), |path| path.display().to_string());
+        let file = File::load(path, environment)?;
+        Ok(Self { file, name: name.into(), path: path.map(Path::to_owned) })
+    }
+
     /// A mistake at a place of the file.
     pub(crate) fn mistake(&self, place: impl Into<Place>, what: impl Into<String>) -> Failure {
         ConfigError::at(&*self.name, place, what).into()

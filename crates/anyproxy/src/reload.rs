@@ -1,0 +1,293 @@
+//! SIGHUP: the file is read again, and taken over as a whole or not at all.
+//!
+//! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates. What a new
+//! file revokes is refused from then on: requests and logins of users, and tunnels of clients whose account is gone or may
+//! do something else than before. Streams that live go on. Whatever else differs is named in the log and waits for a restart.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::{Arc, LazyLock};
+
+use anyproxy_acl::AclHandle;
+use anyproxy_auth::AccountsHandle;
+use anyproxy_balance::BalanceHandle;
+use anyproxy_config::File;
+use anyproxy_core::Dial;
+use anyproxy_front::Tls;
+use anyproxy_gateway::Clients;
+use anyproxy_http::ReuseLayer;
+use anyproxy_queue::{QueueHandle, WaitHandle};
+use anyproxy_rate_limit::{BandwidthHandle, RateLimitHandle};
+use arc_swap::ArcSwap;
+use tokio::task::spawn_blocking;
+
+use crate::failure::Failure;
+use crate::settings::{self, Protocol, Source};
+use crate::signals::Hangups;
+use crate::stack::{self, Rights};
+
+/// A file that is read again whenever a SIGHUP comes.
+pub(crate) struct Reloads {
+    source: Arc<Source>,
+    hangups: Hangups,
+}
+
+impl Reloads {
+    pub(crate) const fn new(source: Arc<Source>, hangups: Hangups) -> Self {
+        Self { source, hangups }
+    }
+
+    /// Lets `running` take over the file with each SIGHUP, for ever. One that cannot be taken over changes nothing.
+    pub(crate) async fn serve<R: Running, T>(self, running: R) -> T {
+        let name = &self.source.name;
+        loop {
+            self.hangups.next().await;
+            let outcome = match self.read::<R>().await.and_then(|settings| running.take_over(settings)) {
+                Ok(waiting) => {
+                    tracing::info!(file = %name, "SIGHUP: the file is in force");
+                    if !waiting.is_empty() {
+                        let keys = waiting.join(", ");
+                        tracing::warn!(file = %name, %keys, "what these keys say now waits for a restart");
+                    }
+                    "ok"
+                }
+                Err(failure) => {
+                    tracing::error!(file = %name, error = %failure, "SIGHUP: the file is not taken over, all stays as it was");
+                    "failed"
+                }
+            };
+            metrics::counter!("anyproxy_reloads_total", "outcome" => outcome).increment(1);
+        }
+    }
+
+    /// Reads on a thread that may block: a hundred thousand rules take a while.
+    async fn read<R: Running>(&self) -> Result<R::Settings, Failure> {
+        let source = self.source.clone();
+        let read = spawn_blocking(move || R::settings(&Source::load(source.path.as_deref())?));
+        read.await.map_err(|error| Failure::of("reading the file", error))?
+    }
+}
+
+/// What goes on while its settings change.
+pub(crate) trait Running {
+    type Settings: Send + 'static;
+
+    /// All that `source` says, or what is wrong with it.
+    fn settings(source: &Source) -> Result<Self::Settings, Failure>;
+
+    /// Takes over all of them or none. The keys whose change waits for a restart.
+    fn take_over(&self, settings: Self::Settings) -> Result<Vec<String>, Failure>;
+}
+
+// === Gateway ===
+
+/// The handles to a running gateway.
+pub(crate) struct Gateway {
+    pub(crate) acl: AclHandle,
+    pub(crate) rate: RateLimitHandle,
+    pub(crate) bandwidth: BandwidthHandle,
+    pub(crate) wait: WaitHandle,
+    pub(crate) queue: QueueHandle,
+    pub(crate) reuse: ReuseLayer,
+    pub(crate) balance: BalanceHandle,
+    pub(crate) fronts: Vec<Front>,
+    pub(crate) clients: Clients,
+    pub(crate) client_accounts: AccountsHandle,
+    pub(crate) rights: Arc<ArcSwap<Rights>>,
+    pub(crate) tls: Tls,
+    pub(crate) open_files: usize,
+    pub(crate) fixed: Fixed,
+}
+
+/// A front that runs.
+pub(crate) struct Front {
+    pub(crate) protocol: Protocol,
+    /// `None` where everybody may come in.
+    pub(crate) accounts: Option<AccountsHandle>,
+    pub(crate) tls: Option<Tls>,
+}
+
+impl Running for Gateway {
+    type Settings = (settings::Gateway, Fixed);
+
+    fn settings(source: &Source) -> Result<Self::Settings, Failure> {
+        let section = source.required("gateway", source.file.gateway.as_ref())?;
+        let settings = settings::Gateway::new(source, section)?;
+        let fixed = Fixed::of_gateway(&settings, &source.file);
+        Ok((settings, fixed))
+    }
+
+    fn take_over(&self, (settings, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
+        self.check_fronts(&settings.fronts)?;
+        // Clients know a version before dials are judged by it.
+        if settings.policy.has_ranges() {
+            self.clients.set_rules(settings.policy.version().get(), settings.policy.encode());
+        }
+        self.acl.replace(settings.policy);
+        let routes = settings.routes;
+        self.clients.set_routes(move |dial: &Dial| stack::route(&routes, &dial.target, &dial.identity));
+        self.rate.replace(settings.limits.rate);
+        self.bandwidth.replace(settings.limits.bandwidth);
+        self.queue.set(settings.limits.queue(self.open_files));
+        self.wait.set(settings.limits.wait_for_client);
+        self.balance.set(settings.limits.balance);
+        for (front, settings) in self.fronts.iter().zip(settings.fronts) {
+            if let (Some(handle), Some(accounts)) = (&front.accounts, settings.accounts) {
+                handle.replace(accounts);
+            }
+            if let (Some(tls), Some(config)) = (&front.tls, settings.tls) {
+                tls.replace(config);
+            }
+        }
+        self.tls.replace(settings.tls);
+        self.client_accounts.replace(settings.clients);
+        let rights = settings.client_accounts;
+        self.clients.retain(|client| rights.get(&**client.account().name()) == Some(client.account()));
+        self.rights.store(Arc::new(rights));
+        // Those kept for coming requests were dialled under the old rules.
+        self.reuse.forget();
+        Ok(self.fixed.changed(&fixed))
+    }
+}
+
+impl Gateway {
+    /// Whether those of the file are those that run: one that is no longer there, or no longer open to everybody, must not
+    /// go on as if nothing had been said.
+    fn check_fronts(&self, fronts: &[settings::Front]) -> Result<(), Failure> {
+        let differ = |what: String| Err(Failure::of(what, "a change that needs a restart"));
+        let names = |of: Vec<Protocol>| of.into_iter().map(Protocol::as_str).collect::<Vec<_>>().join(", ");
+        let running = names(self.fronts.iter().map(|front| front.protocol).collect());
+        let wanted = names(fronts.iter().map(|front| front.protocol).collect());
+        if running != wanted {
+            return differ(format!("proxy has the fronts {wanted:?} instead of {running:?}"));
+        }
+        for (running, wanted) in self.fronts.iter().zip(fronts) {
+            let name = running.protocol.as_str();
+            if running.accounts.is_some() != wanted.accounts.is_some() {
+                return differ(format!("proxy.{name} has accounts, or has them no longer"));
+            }
+            if running.tls.is_some() != wanted.tls.is_some() {
+                return differ(format!("proxy.{name} has a certificate, or has it no longer"));
+            }
+        }
+        Ok(())
+    }
+}
+
+// === Client ===
+
+/// The handle to a running client.
+pub(crate) struct Client {
+    pub(crate) handle: anyproxy_client::Handle,
+    pub(crate) fixed: Fixed,
+}
+
+impl Running for Client {
+    type Settings = (settings::Client, Fixed);
+
+    fn settings(source: &Source) -> Result<Self::Settings, Failure> {
+        let section = source.required("client", source.file.client.as_ref())?;
+        let settings = settings::Client::new(source, section)?;
+        let fixed = Fixed::of_client(&settings, section, &source.file);
+        Ok((settings, fixed))
+    }
+
+    fn take_over(&self, (settings, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
+        self.handle.set_rules(settings.config.rules);
+        Ok(self.fixed.changed(&fixed))
+    }
+}
+
+// === Fixed ===
+
+/// What is read at the start only: each key with what it says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fixed(BTreeMap<String, String>);
+
+impl Fixed {
+    pub(crate) fn of_gateway(settings: &settings::Gateway, file: &File) -> Self {
+        let mut fixed = Self::of_file(file);
+        fixed.note("gateway.listen_addr", &settings.listen_addr);
+        fixed.note("gateway.open_ports_addr", &settings.open_ports_addr);
+        fixed.note("gateway.idle_timeout", &settings.relay.idle_timeout);
+        fixed.note("gateway.half_closed_timeout", &settings.relay.half_closed_timeout);
+        fixed.note("gateway.handshake_timeout", &settings.handshake_timeout);
+        fixed.note("gateway.connect_timeout", &settings.open_timeout);
+        fixed.note("gateway.drain_timeout", &settings.drain_timeout);
+        fixed.note("gateway.ping_interval", &settings.tunnel.mux.ping_interval);
+        fixed.note("gateway.ping_timeout", &settings.tunnel.mux.ping_timeout);
+        fixed.note("gateway.memory_limit", &file.gateway.as_ref().map(|gateway| &gateway.memory_limit));
+        for front in &settings.fronts {
+            let name = front.protocol.as_str();
+            fixed.note(format!("proxy.{name}.listen_addr"), &front.listen_addr);
+            fixed.note(format!("proxy.{name}.handshake_timeout"), &front.handshake_timeout);
+            fixed.note(format!("proxy.{name}.keep_alive_timeout"), &front.keep_alive_timeout);
+            fixed.note(format!("proxy.{name}.udp"), &front.udp);
+            // With accounts the group is theirs.
+            fixed.note(
+                format!("proxy.{name}.group"),
+                &front.group.as_ref().filter(|_| front.accounts.is_none()),
+            );
+            fixed.note(format!("proxy.{name}.hosts"), &front.passthrough.hosts);
+            fixed.note(format!("proxy.{name}.port"), &front.passthrough.port);
+        }
+        fixed
+    }
+
+    /// All but its rules.
+    pub(crate) fn of_client(
+        settings: &settings::Client,
+        section: &anyproxy_config::Client,
+        file: &File,
+    ) -> Self {
+        let mut fixed = Self::of_file(file);
+        macro_rules! note {
+            ($($key:ident),+ $(,)?) => { $( fixed.note(concat!("client.", stringify!($key)), &section.$key); )+ };
+        }
+        note!(
+            gateway_addr,
+            gateway_tls_cert,
+            client_id,
+            group_id,
+            replicas,
+            auth_username,
+            tls_cert,
+            tls_key,
+            connect_timeout,
+            idle_timeout,
+            half_closed_timeout,
+            drain_timeout,
+            ping_interval,
+            ping_timeout,
+            memory_limit,
+        );
+        fixed.note("client.open_ports", &settings.config.open_ports);
+        // A number that says whether it changed, and nothing else.
+        static NUMBERS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let password = settings.config.credentials.password.expose_secret();
+        fixed.note("client.auth_password", &NUMBERS.hash_one(password));
+        fixed
+    }
+
+    fn of_file(file: &File) -> Self {
+        let mut fixed = Self::default();
+        fixed.note("log", &file.log);
+        let admin = file.admin.as_ref();
+        fixed.note("admin.listen_addr", &admin.and_then(|admin| Some(&admin.listen_addr.as_ref()?.value)));
+        fixed.note("admin.user_labels", &admin.map(|admin| admin.user_labels));
+        fixed
+    }
+
+    fn note(&mut self, key: impl Into<String>, says: &impl std::fmt::Debug) {
+        self.0.insert(key.into(), format!("{says:?}"));
+    }
+
+    /// The keys that say something else in `other`.
+    fn changed(&self, other: &Self) -> Vec<String> {
+        self.0
+            .iter()
+            .filter(|(key, says)| other.0.get(*key) != Some(says))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+}
