@@ -3,8 +3,8 @@
 //! In the folder of the workspace, the last four each in a terminal of its own:
 //!
 //! ```sh
-//! cargo run -- cert --out certs localhost
-//! cargo run -p anyproxy-examples --example in_axum -- certs
+//! cargo run -- cert --out target/certs localhost
+//! cargo run -p anyproxy-examples --example in_axum -- target/certs
 //! cargo run -- client --config examples/client.yaml
 //! curl http://127.0.0.1:8080/                                                  # the site, as ever
 //! curl http://127.0.0.1:8080/clients                                           # the gateway, seen from the site

@@ -3,8 +3,8 @@
 //! In the folder of the workspace, the last three each in a terminal of its own:
 //!
 //! ```sh
-//! cargo run -- cert --out certs localhost
-//! cargo run -p anyproxy-examples --example minimal_gateway -- certs
+//! cargo run -- cert --out target/certs localhost
+//! cargo run -p anyproxy-examples --example minimal_gateway -- target/certs
 //! cargo run -- client --config examples/client.yaml
 //! curl -x http://user:password@127.0.0.1:8080 http://example.com/
 //! ```

@@ -3,8 +3,8 @@
 //! In the folder of the workspace, the last four each in a terminal of its own:
 //!
 //! ```sh
-//! cargo run -- cert --out certs localhost
-//! cargo run -p anyproxy-examples --example two_networks -- certs
+//! cargo run -- cert --out target/certs localhost
+//! cargo run -p anyproxy-examples --example two_networks -- target/certs
 //! ANYPROXY_CLIENT__CLIENT_ID=office ANYPROXY_CLIENT__GROUP_ID=office cargo run -- client --config examples/client.yaml
 //! ANYPROXY_CLIENT__CLIENT_ID=lab ANYPROXY_CLIENT__GROUP_ID=lab cargo run -- client --config examples/client.yaml
 //! curl -x http://alice:secret@127.0.0.1:8080 http://example.com/      # by the office's clients

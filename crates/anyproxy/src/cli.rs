@@ -31,9 +31,9 @@ pub(crate) enum Command {
         /// The user who dials.
         #[arg(long)]
         user: Option<String>,
-        /// The front they come through.
-        #[arg(long, default_value = "http")]
-        front: String,
+        /// The front they come through: http, socks5, sni. Default: the file's first.
+        #[arg(long)]
+        front: Option<String>,
         /// What they dial, as in tcp://host:port.
         target: String,
     },

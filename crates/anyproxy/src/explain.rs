@@ -11,11 +11,18 @@ use crate::settings::{self, Source};
 use crate::stack;
 
 /// Prints what the file at `path` decides about `user` dialling `target` through `front`.
-pub(crate) fn run(path: &Path, user: Option<&str>, front: &str, target: &str) -> Result<ExitCode, Failure> {
+pub(crate) fn run(
+    path: &Path,
+    user: Option<&str>,
+    front: Option<&str>,
+    target: &str,
+) -> Result<ExitCode, Failure> {
     let source = Source::load(Some(path))?;
     let section = source.required("gateway", source.file.gateway.as_ref())?;
     let gateway = settings::Gateway::new(&source, section)?;
     let (network, target) = parse(target)?;
+    let first = gateway.fronts.first().map(|front| front.protocol.spoken());
+    let front = front.or(first).ok_or_else(|| Failure::of(path.display(), "has no front for users"))?;
     let identity = identity(&gateway, user, front)?;
 
     let question = Question { target: &target, network, identity: &identity, front };

@@ -53,7 +53,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Client(config) => client::run(Source::load(config.config.as_deref())?),
         Command::Check(config) => check(&config.config),
         Command::Explain { config, user, front, target } => {
-            explain::run(&config.config, user.as_deref(), &front, &target)
+            explain::run(&config.config, user.as_deref(), front.as_deref(), &target)
         }
         Command::Cert { out, days, names } => {
             let lifetime = Duration::from_secs(u64::from(days) * 86_400);

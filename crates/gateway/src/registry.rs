@@ -24,7 +24,7 @@ pub const DEFAULT_OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The most tunnels of one client. What `replicas` may ask for, with room for those that are dead and not yet known
 /// to be.
-pub(crate) const MAX_TUNNELS: usize = 64;
+pub(crate) const MAX_TUNNELS: usize = 128;
 
 /// Instances remembered that had to give a client's name up. Two processes that were given the same name need one
 /// place, and a few more are found out too.

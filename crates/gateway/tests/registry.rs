@@ -163,11 +163,11 @@ async fn i3_a_client_of_another_account_cannot_take_a_name() {
 async fn one_client_s_tunnels_are_bounded() {
     let house = House::new(Config::default());
     let mut peers = Vec::new();
-    for _ in 0..64 {
+    for _ in 0..128 {
         peers.push(house.client("room-1", 1).await);
     }
     let reason = refusal(&house, "east", ClientHello::new("room-1", 1)).await;
-    assert!(reason.contains("64"), "{reason}");
+    assert!(reason.contains("128"), "{reason}");
 }
 
 #[tokio::test]

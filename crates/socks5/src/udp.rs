@@ -37,7 +37,8 @@ pub struct UdpConfig {
     /// the gateway that translates addresses (none). Ports are passed on as they are.
     pub advertise_addr: Option<IpAddr>,
     /// How long an association lives without a datagram from its user (120 s, RFC 4787 REQ-5); what targets send
-    /// does not count. Shorter loses the answers of slow targets. A destination is forgotten after the same time.
+    /// does not count. Shorter loses the answers of slow targets. A destination is forgotten after the same time, or
+    /// sooner where the far end does so.
     pub idle_timeout: Duration,
     /// The most destinations of one association at once (1024); one more takes the place of the one that was sent to
     /// the longest time ago.

@@ -56,6 +56,14 @@ impl Protocol {
         }
     }
 
+    /// What its users speak, or may, as rules call it.
+    pub(crate) const fn spoken(self) -> &'static str {
+        match self {
+            Self::Mixed => Self::Http.as_str(),
+            other => other.as_str(),
+        }
+    }
+
     /// Whether users of this front, as rules call it, come in here.
     pub(crate) fn serves(self, front: &str) -> bool {
         match self {
