@@ -112,9 +112,9 @@ async fn refusals_are_counted_by_the_layer_that_said_no() -> Result {
         curl.args(["--proxy", proxy, url]);
         run(curl).await?.ok()
     };
-    // Nobody; a target that no rule allows; and more at once than the rate does.
-    let nobody = format!("http://{}", stage.http().rsplit('@').next().unwrap_or_default());
-    assert_eq!(ask(&nobody, "http://files.internal/").await?, "407");
+    // Somebody else; a target that no rule allows; and more at once than the rate does.
+    let stranger = format!("http://stranger:x@{}", stage.http_addr());
+    assert_eq!(ask(&stranger, "http://files.internal/").await?, "407");
     assert_eq!(ask(&stage.http(), "http://files.internal/").await?, "403");
     while ask(&stage.http(), &target.url("/hello")).await? != "429" {}
     let metrics = page(stage.gateway.listening("admin")?, "/metrics").await?.1;
