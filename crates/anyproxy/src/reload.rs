@@ -2,7 +2,8 @@
 //!
 //! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates. What a new
 //! file revokes is refused from then on: requests and logins of users, and tunnels of clients whose account is gone or may
-//! do something else than before. Streams that live go on. Whatever else differs is named in the log and waits for a restart.
+//! do something else than before. Streams and UDP associations that live go on; an association's new destinations are
+//! judged by the new rules. Whatever else differs is named in the log and waits for a restart.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -19,6 +20,7 @@ use anyproxy_http::ReuseLayer;
 use anyproxy_queue::{QueueHandle, WaitHandle};
 use anyproxy_rate_limit::{BandwidthHandle, RateLimitHandle};
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 use crate::failure::Failure;
@@ -108,20 +110,24 @@ pub(crate) struct Front {
 }
 
 impl Running for Gateway {
-    type Settings = (settings::Gateway, Fixed);
+    type Settings = (settings::Gateway, Option<(u32, Bytes)>, Fixed);
 
     fn settings(source: &Source) -> Result<Self::Settings, Failure> {
         let section = source.required("gateway", source.file.gateway.as_ref())?;
         let settings = settings::Gateway::new(source, section)?;
         let fixed = Fixed::of_gateway(&settings, &source.file);
-        Ok((settings, fixed))
+        // What takes a while with many rules, here and not where users are served.
+        let policy = &settings.policy;
+        let version = policy.version().get();
+        let rules = policy.has_ranges().then(|| (version, policy.encode()));
+        Ok((settings, rules, fixed))
     }
 
-    fn take_over(&self, (settings, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
+    fn take_over(&self, (settings, rules, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
         self.check_fronts(&settings.fronts)?;
         // Clients know a version before dials are judged by it.
-        if settings.policy.has_ranges() {
-            self.clients.set_rules(settings.policy.version().get(), settings.policy.encode());
+        if let Some((version, rules)) = rules {
+            self.clients.set_rules(version, rules);
         }
         self.acl.replace(settings.policy);
         let routes = settings.routes;
@@ -140,10 +146,12 @@ impl Running for Gateway {
             }
         }
         self.tls.replace(settings.tls);
+        let rights = Arc::new(settings.client_accounts);
+        self.rights.store(rights.clone());
         self.client_accounts.replace(settings.clients);
-        let rights = settings.client_accounts;
-        self.clients.retain(|client| rights.get(&**client.account().name()) == Some(client.account()));
-        self.rights.store(Arc::new(rights));
+        // Last: whoever logged in by the old accounts is among those it looks at, or comes in after it.
+        self.clients
+            .retain(move |account| rights.get(&**account.name()).is_some_and(|now| **now == *account));
         // Those kept for coming requests were dialled under the old rules.
         self.reuse.forget();
         Ok(self.fixed.changed(&fixed))
@@ -246,13 +254,10 @@ impl Fixed {
         }
         note!(
             gateway_addr,
-            gateway_tls_cert,
             client_id,
             group_id,
             replicas,
             auth_username,
-            tls_cert,
-            tls_key,
             connect_timeout,
             idle_timeout,
             half_closed_timeout,
@@ -262,10 +267,20 @@ impl Fixed {
             memory_limit,
         );
         fixed.note("client.open_ports", &settings.config.open_ports);
-        // A number that says whether it changed, and nothing else.
-        static NUMBERS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        let password = settings.config.credentials.password.expose_secret();
-        fixed.note("client.auth_password", &NUMBERS.hash_one(password));
+        fixed.note_secret(
+            "client.auth_password",
+            settings.config.credentials.password.expose_secret().as_bytes(),
+        );
+        // Certificates come anew in files of the same name.
+        let files = [
+            ("client.gateway_tls_cert", &section.gateway_tls_cert),
+            ("client.tls_cert", &section.tls_cert),
+            ("client.tls_key", &section.tls_key),
+        ];
+        for (key, path) in files {
+            let text = path.as_ref().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+            fixed.note_secret(key, &text);
+        }
         fixed
     }
 
@@ -280,6 +295,12 @@ impl Fixed {
 
     fn note(&mut self, key: impl Into<String>, says: &impl std::fmt::Debug) {
         self.0.insert(key.into(), format!("{says:?}"));
+    }
+
+    /// Notes a number that says whether it changed, and nothing else.
+    fn note_secret(&mut self, key: &str, says: &[u8]) {
+        static NUMBERS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        self.note(key, &NUMBERS.hash_one(says));
     }
 
     /// The keys that say something else in `other`.

@@ -120,6 +120,18 @@ impl Client {
         }))
     }
 
+    /// The same client with other rights.
+    pub(crate) fn with_account(&self, account: Arc<ClientAccount>) -> Self {
+        Self(Arc::new(Member {
+            id: self.0.id.clone(),
+            group: self.0.group.clone(),
+            account,
+            instance: self.0.instance,
+            links: self.0.links.clone(),
+            common: self.0.common.clone(),
+        }))
+    }
+
     /// The name it goes by; only one client of a gateway has it at a time.
     #[must_use]
     pub fn id(&self) -> &Arc<str> {

@@ -61,6 +61,8 @@ struct Book {
 struct Holder {
     client: OnlyClient,
     tunnels: watch::Sender<usize>,
+    /// Closes it at once.
+    stop: CancellationToken,
 }
 
 /// The ports a tunnel's client holds by it; given back on drop.
@@ -148,6 +150,13 @@ impl Ports {
                 port = request.port,
                 "port refused: not one of its account"
             );
+            // It may have been one of them a moment ago.
+            let mut open = self.0.lock();
+            if open.get(&request).is_some_and(|holder| holder.client == claim.client())
+                && let Some(holder) = open.remove(&request)
+            {
+                holder.stop.cancel();
+            }
             return Err(PortStatus::Denied);
         }
         let mut open = self.0.lock();
@@ -158,20 +167,25 @@ impl Ports {
             holder.tunnels.send_modify(|tunnels| *tunnels += 1);
             return Ok(Lease(holder.tunnels.clone()));
         }
-        let tunnels = watch::Sender::new(1);
-        self.spawn(claim, request, &tunnels).map_err(|error| {
+        let (tunnels, stop) = (watch::Sender::new(1), self.0.stop.child_token());
+        self.spawn(claim, request, &tunnels, stop.clone()).map_err(|error| {
             warn!(client = ?claim.id, port = request.port, %error, "cannot open a client's port");
             if error.kind() == io::ErrorKind::AddrInUse { PortStatus::Taken } else { PortStatus::Failed }
         })?;
         info!(client = ?claim.id, port = request.port, transport = ?request.transport, "opened a client's port");
-        open.insert(request, Holder { client: claim.client(), tunnels: tunnels.clone() });
+        open.insert(request, Holder { client: claim.client(), tunnels: tunnels.clone(), stop });
         Ok(Lease(tunnels))
     }
 
     /// Binds the port and serves it in a task of its own.
-    fn spawn(&self, claim: &Claim, request: PortRequest, tunnels: &watch::Sender<usize>) -> io::Result<()> {
+    fn spawn(
+        &self,
+        claim: &Claim,
+        request: PortRequest,
+        tunnels: &watch::Sender<usize>,
+        stop: CancellationToken,
+    ) -> io::Result<()> {
         let address = SocketAddr::new(self.0.address, request.port);
-        let stop = self.0.stop.child_token();
         let port = Port {
             dials: self.0.dials.clone(),
             relay: self.0.relay,
@@ -230,7 +244,8 @@ async fn unused(
             held = timeout(KEEP, tunnels.wait_for(|tunnels| *tunnels > 0)) => if held.is_ok() { continue },
         }
         let mut open = ports.0.lock();
-        if *tunnels.borrow() == 0 {
+        // Somebody else may hold it by now, if it was closed at once.
+        if *tunnels.borrow() == 0 && !stop.is_cancelled() {
             open.remove(&request);
             info!(port = request.port, transport = ?request.transport, "closed a client's port");
             break;

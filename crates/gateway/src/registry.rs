@@ -70,7 +70,11 @@ struct Present {
     groups: HashMap<Arc<str>, Arc<[Client]>>,
     seats: HashMap<Arc<str>, Seat>,
     rules: Option<(u32, Bytes)>,
+    /// Whose tunnels may stand; all, until something was revoked.
+    wanted: Option<Wanted>,
 }
+
+type Wanted = Arc<dyn Fn(&ClientAccount) -> bool + Send + Sync>;
 
 /// A name in use.
 struct Seat {
@@ -117,6 +121,8 @@ pub(crate) enum Refusal {
     TooManyTunnels,
     /// The instance lost the name to another and comes back too soon.
     Feud { wait: Duration },
+    /// The account is another than when it logged in, or is gone.
+    Unwanted,
     /// The gateway drains.
     Draining,
 }
@@ -134,6 +140,7 @@ impl fmt::Display for Refusal {
                     wait.as_secs() + 1
                 )
             }
+            Self::Unwanted => f.write_str("the account has changed since the login"),
             Self::Draining => f.write_str("the gateway drains"),
         }
     }
@@ -226,10 +233,14 @@ impl Clients {
         self.0.common.streams.len()
     }
 
-    /// Ends the tunnels of every client that `keep` does not want: what was revoked stays revoked.
-    pub fn retain(&self, keep: impl Fn(&Client) -> bool) {
+    /// Ends the tunnels of every account that `wanted` does not want, and lets no more of them in: what was revoked stays
+    /// revoked, for those too who have logged in and not yet said hello. It holds until the next call.
+    pub fn retain(&self, wanted: impl Fn(&ClientAccount) -> bool + Send + Sync + 'static) {
+        let wanted: Wanted = Arc::new(wanted);
+        // From here on nobody comes in between.
+        self.0.present.send_modify(|present| present.wanted = Some(wanted.clone()));
         for client in self.connected() {
-            if !keep(&client) {
+            if !wanted(client.account()) {
                 info!(client = ?client.id(), "client is no longer wanted");
                 client.links().iter().for_each(|link| link.tunnel.close());
             }
@@ -269,7 +280,9 @@ impl Clients {
         if self.is_draining() {
             return Err(Refusal::Draining);
         }
-        match self.0.present.borrow().seats.get(&claim.id) {
+        let present = self.0.present.borrow();
+        present.judge(claim)?;
+        match present.seats.get(&claim.id) {
             None => Ok(()),
             Some(seat) => seat.judge(claim).map(|_| ()),
         }
@@ -369,7 +382,14 @@ impl Present {
         self.groups.get(group).is_some_and(|all| all.iter().any(Client::is_usable))
     }
 
+    /// Whether the account is still as it was when it logged in.
+    fn judge(&self, claim: &Claim) -> Result<(), Refusal> {
+        let is_wanted = self.wanted.as_ref().is_none_or(|wanted| wanted(&claim.account));
+        is_wanted.then_some(()).ok_or(Refusal::Unwanted)
+    }
+
     fn seat(&mut self, claim: &Claim, link: Link, common: &Arc<Common>) -> Result<(), Refusal> {
+        self.judge(claim)?;
         let newcomer = |link| {
             let Claim { id, instance, group, account } = claim.clone();
             Client::new(id, group, account, instance, link, common.clone())
@@ -385,7 +405,9 @@ impl Present {
         };
         let old = match seat.judge(claim)? {
             Entry::Tunnel => {
-                seat.client = seat.client.with_links(seat.client.links().iter().cloned().chain([link]));
+                // Its rights may be others than when the first tunnel came.
+                let links = seat.client.links().iter().cloned().chain([link]);
+                seat.client = seat.client.with_links(links).with_account(claim.account.clone());
                 None
             }
             Entry::Takeover { returns } => {

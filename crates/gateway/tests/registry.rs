@@ -360,7 +360,12 @@ async fn r6_a_drain_does_not_wait_for_ever() {
 #[tokio::test]
 async fn what_is_no_longer_wanted_is_ended() {
     let house = House::new(Config::default());
-    let _peers = [house.client("room-1", 1).await, house.client("room-2", 1).await];
-    house.clients.retain(|client| &**client.id() != "room-1");
+    let west = house.connect("west", "blue", ClientHello::new("room-2", 1)).await.unwrap();
+    let _peers = [house.client("room-1", 1).await, west];
+    house.clients.retain(|account| &**account.name() != "east");
     house.until(|house| house.ids("blue") == ["room-2"]).await;
+    // Nor does one come in that had logged in before.
+    let late = house.connect("east", "blue", ClientHello::new("room-3", 1)).await.map(drop);
+    assert!(late.is_err_and(|error| error.to_string().contains("refused")), "{:?}", house.ids("blue"));
+    assert_eq!(house.ids("blue"), ["room-2"]);
 }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use anyproxy_core::{ByteStream, Dial, Identity, Journal, Target};
+use anyproxy_core::{ByteStream, Dial, Identity, Journal, RulesVersion, Target};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::runtime::Handle;
@@ -112,6 +112,7 @@ where
         let tenancy = Box::new(Tenancy {
             target: dial.target.clone(),
             identity: dial.identity.clone(),
+            rules: dial.rules,
             journal: dial.journal.clone(),
             epoch,
             uses: 1,
@@ -179,6 +180,8 @@ pub struct Kept<S: ByteStream> {
 struct Tenancy {
     target: Target,
     identity: Identity,
+    /// What the far end had still to apply: under other rules it might have opened nothing.
+    rules: Option<RulesVersion>,
     /// Of the dial that opened the stream: who serves it.
     journal: Journal,
     epoch: u64,
@@ -351,7 +354,10 @@ impl Lease {
             let Ok(mut raw) = raw.into_any().downcast::<S>() else { continue };
             let mut cx = Context::from_waker(Waker::noop());
             // Bytes, an end or an error: none of them belongs between two exchanges.
-            if tenancy.epoch != epoch || Pin::new(&mut *raw).poll_fill_buf(&mut cx).is_ready() {
+            if tenancy.epoch != epoch
+                || tenancy.rules != dial.rules
+                || Pin::new(&mut *raw).poll_fill_buf(&mut cx).is_ready()
+            {
                 self.0.park.see_off(*raw);
                 continue;
             }
