@@ -317,11 +317,9 @@ impl Flow {
         }
     }
 
-    /// What the user has sent, once there is room for some of it. While others wait for room it is one datagram: what
-    /// waits in the stream is counted, what waits here is not.
+    /// What the user has sent. While others wait for room it is one datagram: what waits in the stream is counted, what
+    /// waits here is not.
     async fn receive(&self) -> Result<Burst, End> {
-        // A socket that failed shows it with what is sent.
-        let _ = self.port.socket.writable().await;
         poll_fn(|cx| {
             let is_full = self.port.waiting.load(Ordering::Relaxed) > 0;
             self.shared.poll_recv(cx, if is_full { 1 } else { usize::MAX })

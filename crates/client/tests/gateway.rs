@@ -60,7 +60,10 @@ async fn a_client_logs_in_and_serves_and_comes_back() {
 async fn wrong_credentials_are_said_plainly_by_one_tunnel_at_a_time_and_never_logged() {
     keep_log();
     let gateway = Gateway::start().await;
-    let client = gateway.client(|config| config.replicas = Replicas::exactly(3));
+    let client = gateway.client(|config| {
+        config.replicas = Replicas::exactly(3);
+        (config.connect_timeout, config.handshake_timeout) = (PATIENT, PATIENT);
+    });
     let began = Instant::now();
     for attempt in 0..3 {
         // A minute is not waited for.

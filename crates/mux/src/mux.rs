@@ -19,7 +19,7 @@ use crate::{
     control::Control,
     liveness::Liveness,
     schedule::{KEPT, Place, Schedule},
-    stream::{Half, Streams, Unsent},
+    stream::{Half, Streams, Unsent, WORTHWHILE},
 };
 
 /// One end of a tunnel, as a state machine: frames, commands and the time go in, frames and events come out.
@@ -164,7 +164,11 @@ impl<S: Side> Mux<S> {
         };
         if let Unsent::Bytes(chunks) = &mut stream.unsent {
             self.unsent += data.len() as u64;
+            let settles = chunks.is_empty() && stream.credit < WORTHWHILE;
             chunks.append(data);
+            if settles {
+                chunks.settle();
+            }
             self.schedule(id, Place::Fresh);
         }
     }

@@ -11,7 +11,7 @@ use crate::{chunks::Chunks, schedule::Place};
 /// Credit below this is waited upon when there is more to send, or a peer that grants single bytes would be sent
 /// single bytes (the silly window of RFC 9293 section 3.8.6.2). The receiver's half of the bargain is
 /// [`MIN_WINDOW`].
-const WORTHWHILE: u32 = MIN_WINDOW / 4;
+pub(crate) const WORTHWHILE: u32 = MIN_WINDOW / 4;
 
 /// One direction of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
