@@ -1,12 +1,15 @@
 //! What SIGHUP changes of a gateway and a client that run, and what it leaves alone.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use anyproxy_tests::{
     HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, Way, run, tool, tunnel, until,
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 /// The code of the proxy's or the target's answer to a user with this password.
 async fn code(stage: &Stage, password: &str, url: &str) -> Result<String> {
@@ -136,5 +139,51 @@ async fn r3_a_client_whose_account_is_gone_is_out_at_once_and_stays_out() -> Res
     let other = stage.another_client(&[("CLIENT_ID", "client-2")])?;
     until("an answer", async || Ok(code(&stage, &password, &url).await? == "200")).await?;
     drop(other);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storm_of_reloads_fails_no_request_and_leaves_nothing_behind() -> Result {
+    let (stage, echo, target) = (Stage::start()?, Target::echo().await?, HttpTarget::start().await?);
+    let mut living = tunnel(&stage, Way::Connect, echo.addr()).await?;
+    let (password, url) = (PASSWORD.replace(':', "%3A"), target.url("/hello"));
+    let good = std::fs::read_to_string(stage.file())?;
+    let other = good.replace(
+        "gateway:\n",
+        "gateway:\n  forbidden_hosts: ['*.internal', '10.0.0.0/8']\n  limits: { max_connections: 500, rate: { key: \
+         user, per_second: 100000 } }\n",
+    );
+    let stage = Arc::new(stage);
+    let over = CancellationToken::new();
+    let mut asking = JoinSet::new();
+    for _ in 0..2 {
+        let (stage, password, url, over) = (stage.clone(), password.clone(), url.clone(), over.clone());
+        asking.spawn(async move {
+            let mut asked = 0;
+            while !over.is_cancelled() {
+                match code(&stage, &password, &url).await {
+                    Ok(code) if code == "200" => asked += 1,
+                    other => return Err(format!("{other:?} after {asked}")),
+                }
+            }
+            Ok(asked)
+        });
+    }
+    let mut descriptors = 0;
+    for round in 1..=60 {
+        std::fs::write(stage.file(), if round % 2 == 1 { &other } else { &good })?;
+        reload(&stage.gateway, "the file is in force", round)?;
+        if round == 10 {
+            descriptors = stage.gateway.descriptors()?;
+        }
+    }
+    over.cancel();
+    while let Some(asked) = asking.join_next().await {
+        assert!(asked?? > 0);
+    }
+    living.write_all(b"still here").await?;
+    living.read_exact(&mut [0; 10]).await?;
+    // But for what the requests of that moment had open.
+    until("nothing left behind", async || Ok(stage.gateway.descriptors()? <= descriptors)).await?;
     Ok(())
 }
