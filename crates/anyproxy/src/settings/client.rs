@@ -21,8 +21,12 @@ impl Client {
     pub(crate) fn new(source: &Source, section: &config::Client) -> Result<Self, Failure> {
         let gateways = source.required("client.gateway_addr", section.gateway_addr.as_ref())?.0.clone();
         let client_id = source.required("client.client_id", section.client_id.as_ref())?;
-        let mut config =
-            Config::new(gateways, Self::tls(section)?, client_id.as_str(), Self::login(source, section)?);
+        let mut config = Config::new(
+            gateways,
+            Self::tls(source, section)?,
+            client_id.as_str(),
+            Self::login(source, section)?,
+        );
         if let Some(group) = &section.group_id {
             config.group.clone_from(group);
         }
@@ -41,13 +45,13 @@ impl Client {
         Ok(Self { config })
     }
 
-    fn tls(section: &config::Client) -> Result<ClientTls, Failure> {
+    fn tls(source: &Source, section: &config::Client) -> Result<ClientTls, Failure> {
         let anchors =
             section.gateway_tls_cert.as_deref().map(tls::certificates).transpose()?.unwrap_or_default();
         let identity = match (&section.tls_cert, &section.tls_key) {
             (None, None) => None,
             (Some(cert), Some(key)) => Some((tls::certificates(cert)?, tls::private_key(key)?)),
-            _ => return Err(Failure::of("client", "tls_cert and tls_key belong together")),
+            _ => return Err(Failure::of(&source.name, "client.tls_cert and client.tls_key belong together")),
         };
         ClientTls::new(anchors, identity).map_err(|error| Failure::of("client", error))
     }
