@@ -40,6 +40,10 @@ async fn on_file(dir: &Path, command: &str, more: &[&str]) -> Result<Output> {
     run(program).await
 }
 
+/// Of `change-me`.
+const HASH: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$iTP5x42ewVbdAJT+7s32uQ$XzBV0ZMqEwoBruQWJb23hQTh4CvxrCcMdxGjNoP3wkQ";
+
 /// A gateway's section that is complete.
 const GATEWAY: &str = "gateway:
   listen_addr: 127.0.0.1:0
@@ -57,9 +61,13 @@ async fn the_files_of_the_readme_are_accepted_as_they_stand() -> Result {
     let readme = std::fs::read_to_string(readme)?;
     let files: Vec<_> =
         readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(files.len() >= 2, "the README shows a gateway's file and a client's");
+    assert_eq!(files.len(), 3, "the README shows a gateway's file, a client's, and one with everything");
     for text in files {
         let dir = folder(text).await?;
+        // What the last one names beside.
+        std::fs::copy(dir.path().join("certs/server.crt"), dir.path().join("certs/clients.crt"))?;
+        std::fs::write(dir.path().join("east.password"), "secret\n")?;
+        std::fs::write(dir.path().join("users.htpasswd"), format!("carol:{HASH}\n"))?;
         let output = on_file(dir.path(), "check", &[]).await?;
         assert_eq!((output.code, &*output.out, &*output.err), (0, "file.yaml: ok\n", ""), "{text}");
     }

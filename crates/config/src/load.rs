@@ -199,17 +199,6 @@ client:
     }
 
     #[test]
-    fn the_files_of_the_readme_are_read_as_they_stand() {
-        let readme = include_str!("../../../README.md");
-        let files: Vec<_> =
-            readme.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-        assert_eq!(files.len(), 3);
-        for file in files {
-            File::parse("README.md", file).unwrap();
-        }
-    }
-
-    #[test]
     fn a_mistyped_key_is_told_with_its_place_and_a_suggestion() {
         assert_eq!(
             mistake("gateway:\n  listen_addr: ':1'\n  tls_crt: x\n"),
