@@ -230,10 +230,22 @@ impl Queue {
 
     /// Takes no more, and forgets what waits.
     fn close(&self) {
+        self.end(|_| false);
+    }
+
+    /// Takes no more, and keeps of what waits only what the gateway said about the tunnel itself: a tunnel without streams
+    /// ends with the go-away, before anybody has looked at it.
+    fn end_with_go_away(&self) {
+        self.end(|request| matches!(request, Request::GoAway(_)));
+    }
+
+    fn end(&self, keeps: impl Fn(&Request) -> bool) {
         let mut items = self.lock();
         items.closed = true;
         items.opens = 0;
-        let (requests, reader) = (mem::take(&mut items.requests), items.reader.take());
+        let (kept, requests) = mem::take(&mut items.requests).into_iter().partition::<VecDeque<_>, _>(keeps);
+        items.requests = kept;
+        let reader = items.reader.take();
         // Requests say that they were dropped, and to whoever they say it, it is not to be under this lock.
         drop(items);
         drop(requests);
@@ -390,6 +402,6 @@ impl End for Client {
     }
 
     fn lost(core: &mut Core<Self>, _commands: Vec<Command>) {
-        core.local.close();
+        core.local.end_with_go_away();
     }
 }

@@ -350,6 +350,18 @@ async fn a_draining_gateway_lets_the_living_finish_and_opens_no_more() {
 }
 
 #[tokio::test]
+async fn a_go_away_is_heard_though_the_tunnel_ends_with_it() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    pair.gateway.drain();
+    assert!(matches!(pair.client_driver.await.unwrap(), CloseReason::Drained));
+    match pair.requests.next().await {
+        Some(Request::GoAway(go_away)) => assert_eq!(go_away.code, GoAwayCode::Shutdown),
+        other => panic!("{other:?}"),
+    }
+    assert!(pair.requests.next().await.is_none());
+}
+
+#[tokio::test]
 async fn m16_a_client_that_goes_away_disowns_what_it_has_not_seen() {
     let mut pair = Pair::new(1000, Config::default()).await;
     let (near, far) = pair.stream(tcp()).await;
