@@ -6,7 +6,9 @@
 //! connection, without a task, without a channel, and with the stream in its hand when the last byte has come.
 
 use std::io::{self, IoSlice};
+use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,13 +16,13 @@ use anyproxy_core::{BoxError, ByteStream};
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep};
 
 use crate::config::Config;
 use crate::fields::{RequestBody, clean_trailers};
 use crate::refusal::Fault;
 use crate::reuse::Lease;
-use crate::session::Busy;
+use crate::session::{Busy, Session, Timer};
 use crate::wire::{
     CHUNK_END, Chunk, ChunkDecoder, Framing, Malformed, ResponseHead, content_length, encode_chunk_size,
     encode_last_chunk, head_end,
@@ -109,6 +111,7 @@ where
             }
             Some((body, left)) => Upload::Sending { body, left },
         };
+        let silence = Silence::new(busy.session().clone(), config.idle_timeout);
         Self {
             stream: Some(stream),
             lease,
@@ -122,21 +125,25 @@ where
             keeps_alive: false,
             upgrades: request.upgrades,
             max_padding: config.max_padding,
-            silence: Silence { limit: config.idle_timeout, since: None, timer: None },
+            silence,
             fault: None,
         }
     }
 
-    /// How much longer this may go on without a byte of the request's body; none if there was none, or not for so long.
-    pub(crate) fn patience(&self) -> Option<Duration> {
-        let silence = &self.silence;
-        let left = silence.limit?.checked_sub(silence.since?.elapsed())?;
-        (!left.is_zero()).then_some(left)
+    /// Sends the request, as far as need be, and waits for the response's head. While the request's body is on its way,
+    /// nothing is silent.
+    pub(crate) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Fault>> {
+        let head = self.poll_head(cx);
+        if head.is_pending() {
+            ready!(self.silence.poll(cx));
+            return Poll::Ready(Err(Fault::Silent));
+        }
+        head
     }
 
-    /// Sends the request, as far as need be, and reads the response's head. Interim responses are taken: 100 sets the
-    /// request's body free, the others end here, since the user's side cannot be told them.
-    pub(crate) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Fault>> {
+    /// Interim responses are taken: 100 sets the request's body free, the others end here, since the user's side cannot be
+    /// told them.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Fault>> {
         loop {
             if let Poll::Ready(sent) = self.poll_upload(cx) {
                 sent?;
@@ -365,7 +372,7 @@ where
 
 impl<B> Upload<B> {
     fn set_free(&mut self) {
-        *self = match std::mem::replace(self, Self::Broken) {
+        *self = match mem::replace(self, Self::Broken) {
             Self::Held { body, left, .. } => Self::Sending { body, left },
             other => other,
         };
@@ -421,10 +428,16 @@ struct Silence {
     limit: Option<Duration>,
     /// Taken late, at the first wait.
     since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    /// The session's, which has it back for the next exchange; of several at once, the last one's.
+    timer: Timer,
+    session: Arc<Session>,
 }
 
 impl Silence {
+    fn new(session: Arc<Session>, limit: Option<Duration>) -> Self {
+        Self { limit, since: None, timer: session.take_timer(), session }
+    }
+
     fn broken(&mut self) {
         self.since = Some(Instant::now());
     }
@@ -435,15 +448,13 @@ impl Silence {
         let Some(deadline) = self.limit.and_then(|limit| since.checked_add(limit)) else {
             return Poll::Pending;
         };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if timer.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            // Set for an earlier wait, which has since moved on.
-            timer.as_mut().reset(deadline);
-        }
+        self.timer.poll(cx, deadline)
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        self.session.keep_timer(mem::take(&mut self.timer));
     }
 }
 

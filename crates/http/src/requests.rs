@@ -25,7 +25,7 @@ use crate::exchange::{self, Exchange, Left};
 use crate::fields::{RequestHead, clean_response};
 use crate::refusal::{Fault, Refusal};
 use crate::reuse::Lease;
-use crate::session::{Busy, Session, within};
+use crate::session::{Busy, Session};
 use crate::wire::{Malformed, ResponseHead};
 
 /// Not in `http::header`.
@@ -250,15 +250,7 @@ impl<M: GatewayStack> Served<M> {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let mut patience = self.config.idle_timeout;
-        let head = loop {
-            let wait = poll_fn(|cx| exchange.poll_head(cx));
-            if let Some(head) = within(&self.session.timer, patience, wait).await {
-                break head?;
-            }
-            // While the request's body is on its way, nothing is silent.
-            patience = Some(exchange.patience().ok_or(Fault::Silent)?);
-        };
+        let head = poll_fn(|cx| exchange.poll_response(cx)).await?;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(self.switch(parts, route, head, &mut exchange));
         }

@@ -1,6 +1,5 @@
-use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -32,8 +31,8 @@ pub(crate) struct Session {
     /// What these bytes may be for: data that was delivered, and framing it needs.
     earned: AtomicU64,
     chunked: AtomicBool,
-    /// For the wait for a response.
-    pub(crate) timer: Mutex<Timer>,
+    /// Of an exchange that waited, for the next.
+    timer: Mutex<Timer>,
     /// The streams kept for coming requests.
     pub(crate) park: Arc<Park>,
 }
@@ -53,6 +52,16 @@ impl Session {
             timer: Mutex::default(),
             park: Arc::new(Park::new(config.parked)),
         })
+    }
+
+    /// The timer of an earlier exchange, or a new one.
+    pub(crate) fn take_timer(&self) -> Timer {
+        std::mem::take(&mut *self.timer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Keeps an exchange's timer for the next one.
+    pub(crate) fn keep_timer(&self, timer: Timer) {
+        *self.timer.lock().unwrap_or_else(PoisonError::into_inner) = timer;
     }
 
     /// A request begins; it ends when the returned value is dropped, with its response's last byte.
@@ -163,26 +172,6 @@ impl Timer {
             sleep.as_mut().reset(deadline);
         }
     }
-}
-
-/// `future`'s output, or `None` if it takes longer than `limit`. The timer is kept for the next one; of several that
-/// wait at once, the last one's.
-pub(crate) async fn within<F: Future>(
-    timer: &Mutex<Timer>,
-    limit: Option<Duration>,
-    future: F,
-) -> Option<F::Output> {
-    let Some(limit) = limit else { return Some(future.await) };
-    let mut kept = std::mem::take(&mut *timer.lock().unwrap_or_else(PoisonError::into_inner));
-    let deadline = Instant::now() + limit;
-    let mut future = pin!(future);
-    let output = poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => kept.poll(cx, deadline).map(|()| None),
-    })
-    .await;
-    *timer.lock().unwrap_or_else(PoisonError::into_inner) = kept;
-    output
 }
 
 // === Watched ===
