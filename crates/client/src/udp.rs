@@ -1,6 +1,5 @@
 //! Datagrams: the flows of one association leave from one socket, and only those it has sent to may answer.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
@@ -11,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use anyproxy_core::{Datagrams, MAX_DATAGRAM};
+use anyproxy_core::Datagrams;
 use anyproxy_tunnel::Stream;
-use anyproxy_udp::{Burst, Peer};
+use anyproxy_udp::{Burst, Peer, Scratch};
 use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
@@ -219,11 +218,6 @@ const fn key(address: SocketAddr) -> (IpAddr, u16) {
     (address.ip(), address.port())
 }
 
-thread_local! {
-    /// Memory for the moment of a receive, one piece per thread: idle sockets hold none.
-    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
-
 async fn receive(port: Arc<Port>, routes: Arc<Routes>) {
     loop {
         if let Err(error) = port.socket.readable().await {
@@ -239,18 +233,15 @@ async fn receive(port: Arc<Port>, routes: Arc<Routes>) {
 
 /// Takes what is there, as far as one turn goes: whether that was all.
 fn receive_some(socket: &UdpSocket, routes: &Routes) -> bool {
-    let mut spare = SPARE.take();
-    spare.resize(MAX_DATAGRAM, 0);
-    let mut received = (0..BURST).map(|_| {
-        socket.try_recv_from(&mut spare).map(|(length, source)| {
-            routes.deliver(source, &spare[..length]);
-        })
-    });
-    // An error is taken from the socket with this, and may be followed by another.
-    let last = received.find_map(Result::err);
-    drop(received);
-    SPARE.set(spare);
-    last.is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    let mut scratch = Scratch::take();
+    for _ in 0..BURST {
+        match socket.try_recv_from(&mut scratch) {
+            Ok((length, source)) => routes.deliver(source, &scratch[..length]),
+            // Any other error is taken from the socket with this, and may be followed by another.
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+    false
 }
 
 /// Keeps an association while its own stream lives, on which nothing is said.

@@ -8,7 +8,6 @@
 //! - [`Relay`]: bytes both ways between a user and a stream, each way ended as it should be, no memory while idle;
 //! - [`Rewind`]: a connection whose first bytes were looked at, for ports that speak several protocols;
 //! - [`farewell`]: the end of a connection whose last answer must arrive;
-//! - [`Scratch`]: memory for the moment of a read;
 //! - [`Throttle`]: warnings that a user can cause, but not at will.
 //!
 //! A front is an accept loop, a dial and a relay. The smallest one asks nobody anything and always dials one target:
@@ -41,7 +40,6 @@ mod farewell;
 mod listener;
 mod relay;
 mod rewind;
-mod scratch;
 mod throttle;
 mod tls;
 
@@ -50,6 +48,5 @@ pub use farewell::farewell;
 pub use listener::{DEFAULT_HANDSHAKE_TIMEOUT, Listener};
 pub use relay::{End, Relay, RelayConfig, relay};
 pub use rewind::Rewind;
-pub use scratch::Scratch;
 pub use throttle::Throttle;
 pub use tls::Tls;

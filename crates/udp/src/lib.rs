@@ -1,4 +1,4 @@
-//! AnyProxy's way out for datagrams: those for one destination leave in one system call.
+//! AnyProxy's datagrams: those for one destination leave in one system call, and a receive borrows its memory ([`Scratch`]).
 //!
 //! Most of what a datagram costs is its way through the kernel: routing, a buffer, a wake-up at the other end. Linux takes
 //! equally long datagrams as segments of one and cuts them apart at the end of that way (`UDP_SEGMENT`, generic segmentation
@@ -26,6 +26,8 @@
 
 mod burst;
 mod peer;
+mod scratch;
 
 pub use burst::{Burst, MAX_DATAGRAMS, Sent};
 pub use peer::Peer;
+pub use scratch::Scratch;

@@ -2,14 +2,14 @@ use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-/// More than the longest datagram.
-const SCRATCH: usize = 128 * 1024;
+/// More than the longest datagram, whose length is a `u16`.
+const LENGTH: usize = 64 * 1024;
 
 thread_local! {
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Memory for the moment of a read, 128 KiB and one piece per thread: thousands of idle connections hold none.
+/// Memory for the moment of a receive, 64 KiB and one piece per thread: thousands of idle sockets hold none.
 ///
 /// Given back on drop. Hold it within one `poll`, never across an await; if it is taken twice at once, the second
 /// piece is a new one and one of the two goes away afterwards. What is in it is whatever the last user left.
@@ -21,7 +21,7 @@ impl Scratch {
     pub fn take() -> Self {
         let mut spare = SPARE.take();
         if spare.is_empty() {
-            spare = vec![0; SCRATCH];
+            spare = vec![0; LENGTH];
         }
         Self(spare)
     }

@@ -7,8 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use anyproxy_core::{BoxError, BoxFuture, ByteStream, Datagrams, Outcome, Target, end_turn};
-use anyproxy_front::Scratch;
-use anyproxy_udp::{Burst, Peer};
+use anyproxy_udp::{Burst, Peer, Scratch};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable};
