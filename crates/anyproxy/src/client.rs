@@ -53,7 +53,7 @@ pub(crate) async fn serve(
     let served = future::join(client, OptionFuture::from(admin));
     tokio::select! {
         _ = served => Ok(()),
-        Some(never) = OptionFuture::from(reloading) => never,
+        Some(never) = OptionFuture::from(reloading) => match never {},
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyproxy_acl::AclLayer;
 use anyproxy_auth::{HashPool, Verify};
 use anyproxy_balance::Balance;
-use anyproxy_core::Dial;
 use anyproxy_front::{Listener, Tls};
 use anyproxy_gateway::{Clients, Gateway, Ports};
 use anyproxy_http::ReuseLayer;
@@ -112,8 +111,7 @@ impl Bound {
         if settings.policy.has_ranges() {
             clients.set_rules(settings.policy.version().get(), settings.policy.encode());
         }
-        let routes = settings.routes;
-        clients.set_routes(move |dial: &Dial| stack::route(&routes, &dial.target, &dial.identity));
+        clients.set_routes(stack::routes(settings.routes));
         let limits = settings.limits;
         let (queue, line) = QueueLayer::pair(limits.queue(open_files));
         let (wait, waiting) = WaitForClient::pair(clients.clone(), limits.wait_for_client);
@@ -197,7 +195,7 @@ impl Bound {
         let served = future::join(draining, OptionFuture::from(admin));
         tokio::select! {
             _ = served => Ok(()),
-            Some(never) = OptionFuture::from(reloading) => never,
+            Some(never) = OptionFuture::from(reloading) => match never {},
         }
     }
 }

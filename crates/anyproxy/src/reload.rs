@@ -6,6 +6,7 @@
 //! judged by the new rules. Whatever else differs is named in the log and waits for a restart.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, LazyLock};
 
@@ -13,7 +14,6 @@ use anyproxy_acl::AclHandle;
 use anyproxy_auth::AccountsHandle;
 use anyproxy_balance::BalanceHandle;
 use anyproxy_config::File;
-use anyproxy_core::Dial;
 use anyproxy_front::Tls;
 use anyproxy_gateway::Clients;
 use anyproxy_http::ReuseLayer;
@@ -40,7 +40,7 @@ impl Reloads {
     }
 
     /// Lets `running` take over the file with each SIGHUP, for ever. One that cannot be taken over changes nothing.
-    pub(crate) async fn serve<R: Running, T>(self, running: R) -> T {
+    pub(crate) async fn serve<R: Running>(self, running: R) -> Infallible {
         let name = &self.source.name;
         loop {
             self.hangups.next().await;
@@ -130,8 +130,7 @@ impl Running for Gateway {
             self.clients.set_rules(version, rules);
         }
         self.acl.replace(settings.policy);
-        let routes = settings.routes;
-        self.clients.set_routes(move |dial: &Dial| stack::route(&routes, &dial.target, &dial.identity));
+        self.clients.set_routes(stack::routes(settings.routes));
         self.rate.replace(settings.limits.rate);
         self.bandwidth.replace(settings.limits.bandwidth);
         self.queue.set(settings.limits.queue(self.open_files));
@@ -163,9 +162,8 @@ impl Gateway {
     /// go on as if nothing had been said.
     fn check_fronts(&self, fronts: &[settings::Front]) -> Result<(), Failure> {
         let differ = |what: String| Err(Failure::of(what, "a change that needs a restart"));
-        let names = |of: Vec<Protocol>| of.into_iter().map(Protocol::as_str).collect::<Vec<_>>().join(", ");
-        let running = names(self.fronts.iter().map(|front| front.protocol).collect());
-        let wanted = names(fronts.iter().map(|front| front.protocol).collect());
+        let running: Vec<_> = self.fronts.iter().map(|front| front.protocol.as_str()).collect();
+        let wanted: Vec<_> = fronts.iter().map(|front| front.protocol.as_str()).collect();
         if running != wanted {
             return differ(format!("proxy has the fronts {wanted:?} instead of {running:?}"));
         }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyproxy_acl::AclLayer;
 use anyproxy_auth::{AuthLayer, HashPool, Identified, LockoutLayer, Verify};
 use anyproxy_balance::Balance;
-use anyproxy_core::{Account, BoxDial, BoxError, BoxGateway, Identity, Login, Outcome, Target};
-use anyproxy_gateway::{Authenticate, ClientAccount, Clients};
+use anyproxy_core::{Account, BoxDial, BoxError, BoxGateway, Dial, Identity, Login, Outcome, Target};
+use anyproxy_gateway::{Authenticate, ClientAccount, Clients, Routes};
 use anyproxy_http::ReuseLayer;
 use anyproxy_metrics::MetricsLayer;
 use anyproxy_queue::{QueueLayer, WaitForClient};
@@ -106,6 +106,11 @@ pub(crate) fn client_login(
             std::future::ready(rights.ok_or_else(|| BoxError::from(Outcome::LoginRequired)))
         })
         .service(accounts.with_pool(hashing))
+}
+
+/// How these routes choose the group of a dial.
+pub(crate) fn routes(routes: Vec<Route>) -> impl Routes {
+    move |dial: &Dial| route(&routes, &dial.target, &dial.identity)
 }
 
 /// The group a route sends a dial to: the first whose targets match and whose group the user holds.

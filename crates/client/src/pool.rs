@@ -49,7 +49,6 @@ pub(crate) struct Place {
 }
 
 /// A tunnel that stands.
-#[derive(Clone)]
 pub(crate) struct Standing {
     pub(crate) tunnel: ClientTunnel,
     pub(crate) associations: Arc<Associations>,

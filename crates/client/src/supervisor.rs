@@ -43,26 +43,27 @@ pub(crate) async fn supervise(
     let mut retired = VecDeque::new();
     let mut expected: Option<Instant> = None;
     while !place.leave.is_cancelled() {
-        let Some(turn) = place.leave.run_until_cancelled(door.turn()).await else { return };
+        let Some(mut turn) = place.leave.run_until_cancelled(door.turn()).await else { return };
         let hello = hello(&shared);
         let established = link::establish(&shared.config, &shared.gateways, &gateway, hello);
-        let (wait, turn) = match place.leave.run_until_cancelled(established).await {
+        let wait = match place.leave.run_until_cancelled(established).await {
             None => return,
             Some(Err(error)) => {
                 door.shut();
-                // Nobody else says meanwhile what was just wrong.
-                let (wait, turn) = if error.is_wrong_login() {
-                    (backoff.refused(fastrand::f64()), turn)
+                let wait = if error.is_wrong_login() {
+                    // The turn is kept: nobody else says meanwhile what was just wrong.
+                    backoff.refused(fastrand::f64())
                 } else {
-                    (backoff.failed(fastrand::f64()), None)
+                    turn = None;
+                    backoff.failed(fastrand::f64())
                 };
                 let wait = wait.max(error.retry_after().unwrap_or_default().min(LONGEST_WAIT));
                 report(&gateway, &error, wait, expected.is_some_and(|until| Instant::now() < until));
-                (wait, turn)
+                wait
             }
             Some(Ok(link)) => {
                 door.open();
-                drop(turn);
+                turn = None;
                 expected = None;
                 greet(&shared, &gateway, &link.hello);
                 let (tunnel, associations) = (link.tunnel.clone(), Arc::<Associations>::default());
@@ -71,7 +72,7 @@ pub(crate) async fn supervise(
                 let left = serve_apart(&shared, link, associations, &place, &stop).await;
                 place.set(None);
                 door.shut();
-                let wait = match left {
+                match left {
                     Ok(Left::Unneeded) => return,
                     Ok(Left::GoAway(GoAwayCode::Replaced)) => {
                         tracing::warn!(
@@ -93,8 +94,7 @@ pub(crate) async fn supervise(
                     }
                     // Its task panicked, which has been said where panics are.
                     Err(_) => backoff.lost(begun.elapsed(), fastrand::f64()),
-                };
-                (wait, None)
+                }
             }
         };
         let slept = place.leave.run_until_cancelled(sleep(wait)).await;
