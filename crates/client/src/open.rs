@@ -1,6 +1,5 @@
 //! One open: judged, dialled, and its stream carried to its end.
 
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,8 +10,6 @@ use anyproxy_acl::Policy;
 use anyproxy_core::Host;
 use anyproxy_tunnel::frame::{Network, Open, OpenErr, OpenErrClass, OpenOk};
 use anyproxy_tunnel::{OpenRequest, Stream};
-#[cfg(any(target_os = "linux", target_os = "android"))]
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::Instrument as _;
@@ -23,11 +20,6 @@ use crate::race;
 use crate::relay::{Passed, Relay};
 use crate::serve::Context;
 use crate::udp::{self, Association, Flow, Port};
-
-/// Bytes that may wait in the kernel for a target without having been sent; what is under way is not among them. It is as
-/// with users: more is kept from the sender's view, and costs more to pass.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const NOT_SENT_LOW_WATER: u32 = 32 * 1024;
 
 /// Answers `request` and carries its stream until both ways have ended. `policy` are the gateway's rules that
 /// judged it there; they hold here too.
@@ -166,7 +158,7 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
     let reached = match open.network {
         Network::Tcp => race::connect(addresses).await.map(|(socket, address)| {
             // Fails only on a connection that is reset already, which its relay will see.
-            let _ = tune(&socket);
+            let _ = anyproxy_tcp::tune(&socket, anyproxy_tcp::NOT_SENT);
             Reached::Tcp(socket, address)
         }),
         Network::Udp { association } => {
@@ -175,14 +167,6 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
         }
     };
     reached.map_err(|error| OpenErr::new(race::class_of(&error), error.to_string()))
-}
-
-/// Prepares a target's socket for whatever may pass.
-fn tune(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    SockRef::from(socket).set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -23,17 +23,8 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 ///
 /// Dropping the future drops every attempt.
 pub(crate) async fn connect(addresses: Vec<SocketAddr>) -> io::Result<(TcpStream, SocketAddr)> {
-    race(interleave(addresses), |address| async move { Ok((connect_to(address).await?, address)) }).await
-}
-
-async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect(address).await?;
-    // A connection to a closed port of this host may meet itself, if the system gives it that very port (RFC 9293
-    // section 3.5, simultaneous open). Nobody listens there.
-    if socket.local_addr()? == address {
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    Ok(socket)
+    race(interleave(addresses), |address| async move { Ok((anyproxy_tcp::connect(address).await?, address)) })
+        .await
 }
 
 /// The addresses of both families in turns, each family in its given order, the first one's family first

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use anyproxy_tcp::NOT_SENT;
 use anyproxy_workers::Seats;
 use pin_project_lite::pin_project;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -33,13 +34,6 @@ const PATIENCE: u32 = 16;
 
 /// A dead user is found after about two minutes of silence, whatever the idle timeout is.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
-
-/// Bytes that may wait in the kernel for a user without having been sent (`TCP_NOTSENT_LOWAT`); what is under way is not
-/// among them, so a long line is filled all the same. The kernel would keep megabytes for a user who reads slowly, and take
-/// the next one in a burst where others' keystrokes wait. For those who read fast 32 KiB cost a tenth less CPU per byte
-/// than the kernel's way and than 64 KiB.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const NOT_SENT_LOW_WATER: u32 = 32 * 1024;
 
 /// Sockets that users connect to, and how they are received: TLS or not, the handshake's deadline, the most
 /// connections at once.
@@ -261,7 +255,11 @@ impl Listener {
         poll_fn(|cx| {
             for socket in &self.sockets {
                 if let Poll::Ready(accepted) = socket.poll_accept(cx) {
-                    return Poll::Ready(accepted.map(|(tcp, source)| (tcp, canonical(source))));
+                    return Poll::Ready(accepted.map(|(tcp, source)| {
+                        // What listens on all addresses learns only now who comes.
+                        anyproxy_tcp::do_not_pace(&tcp, source.ip());
+                        (tcp, canonical(source))
+                    }));
                 }
             }
             Poll::Pending
@@ -377,6 +375,7 @@ fn bind(address: SocketAddr, v6_only: bool) -> io::Result<StdListener> {
     #[cfg(not(windows))]
     socket.set_reuse_address(true)?;
     tune(&socket)?;
+    anyproxy_tcp::do_not_pace(&socket, address.ip());
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -386,9 +385,7 @@ fn bind(address: SocketAddr, v6_only: bool) -> io::Result<StdListener> {
 /// Accepted sockets inherit these from the listening one, which saves their system calls for each connection.
 fn tune(socket: &Socket) -> io::Result<()> {
     let (idle, interval, retries) = KEEPALIVE;
-    socket.set_tcp_nodelay(true)?;
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)?;
+    anyproxy_tcp::tune(socket, NOT_SENT)?;
     socket
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries))
 }
@@ -503,7 +500,7 @@ mod tests {
         assert!(user.tcp().nodelay().unwrap());
         assert!(SockRef::from(user.tcp()).keepalive().unwrap());
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        assert_eq!(SockRef::from(user.tcp()).tcp_notsent_lowat().unwrap(), NOT_SENT_LOW_WATER);
+        assert_eq!(SockRef::from(user.tcp()).tcp_notsent_lowat().unwrap(), NOT_SENT);
     }
 
     #[tokio::test]

@@ -6,8 +6,7 @@ use tokio::net::TcpStream;
 
 /// Bytes that may wait in the kernel without having been sent. What is in there, a keystroke can no longer overtake;
 /// too little, and the tunnel's task must be woken for every few packets. On a line of 20 Mbit/s it is 50 ms.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-const NOT_SENT_LOW_WATER: u32 = 128 * 1024;
+const NOT_SENT: u32 = 128 * 1024;
 
 /// What TLS should take in one write ([`set_buffer_limit`]), for both ends: more than the two longest messages, headers
 /// included. With less (rustls takes 64 KiB) the end of a message of 64 KiB is a record and a system call of its own.
@@ -25,9 +24,6 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 ///
 /// If the kernel refuses an option.
 pub fn tune(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    let socket = SockRef::from(socket);
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_notsent_lowat(NOT_SENT_LOW_WATER)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))
+    anyproxy_tcp::tune(socket, NOT_SENT)?;
+    SockRef::from(socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))
 }
