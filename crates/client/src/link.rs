@@ -6,10 +6,9 @@ use std::io;
 use std::time::Duration;
 
 use anyproxy_core::{Credentials, Host, Target};
+use anyproxy_tls::Stream;
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello};
-use anyproxy_tunnel::{
-    ClientTunnel, Driver, ReadAhead, Requests, TunnelError, UpgradeError, WebSocket, connect,
-};
+use anyproxy_tunnel::{ClientTunnel, Driver, Requests, TunnelError, UpgradeError, WebSocket, connect};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
@@ -52,9 +51,7 @@ pub(crate) async fn establish(
             config.server_name(gateway).map_err(|error| LinkError::Connect(io::Error::other(error)))?;
         anyproxy_tunnel::tune(&socket).map_err(LinkError::Connect)?;
         // Whatever is sent before this line is no secret; nothing below it goes to somebody unknown.
-        let mut tls =
-            config.tls.connector().connect(name, ReadAhead::new(socket)).await.map_err(LinkError::Tls)?;
-        tls.get_mut().1.set_buffer_limit(Some(anyproxy_tunnel::TLS_BUFFER));
+        let tls = Stream::connect(socket, config.tls.config(), name).await.map_err(LinkError::Tls)?;
         let carrier = WebSocket::connect(tls, upgrade(config, gateway)).await.map_err(LinkError::Upgrade)?;
         let (tunnel, requests, hello, driver) =
             connect(carrier, hello, config.tunnel.clone()).await.map_err(LinkError::Tunnel)?;

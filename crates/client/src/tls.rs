@@ -7,7 +7,6 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio_rustls::TlsConnector;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
@@ -75,8 +74,8 @@ impl ClientTls {
         Ok(Self { config: Arc::new(config) })
     }
 
-    pub(crate) fn connector(&self) -> TlsConnector {
-        self.config.clone().into()
+    pub(crate) fn config(&self) -> &ClientConfig {
+        &self.config
     }
 }
 
@@ -270,7 +269,7 @@ mod tests {
                 Ok::<_, io::Error>(said)
             });
             let name = ServerName::try_from(name.to_owned()).unwrap();
-            let result = match client.connector().connect(name, near).await {
+            let result = match anyproxy_tls::Stream::connect(near, client.config(), name).await {
                 Ok(mut tls) => {
                     tls.write_all(b"secret").await.unwrap();
                     tls.shutdown().await.unwrap();

@@ -47,6 +47,12 @@ impl Tls {
         self.0.store(config);
     }
 
+    /// The present settings, for whoever does handshakes in another way.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.0.load_full()
+    }
+
     /// Does the server's side of a handshake on `io`. There is no deadline here; a listener puts its own around it.
     ///
     /// # Errors
@@ -60,7 +66,7 @@ impl Tls {
     where
         Io: AsyncRead + AsyncWrite + Unpin,
     {
-        TlsAcceptor::from(self.0.load_full()).accept(io).await
+        TlsAcceptor::from(self.config()).accept(io).await
     }
 }
 

@@ -11,9 +11,7 @@ use std::time::Duration;
 use anyproxy_core::{BoxError, Login, Outcome};
 use anyproxy_front::{DEFAULT_HANDSHAKE_TIMEOUT, Listener, Rewind, Throttle, Tls};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, GoAwayCode};
-use anyproxy_tunnel::{
-    Accepting, CloseReason, Driver, ReadAhead, TLS_BUFFER, TunnelError, WebSocket, accept, tune,
-};
+use anyproxy_tunnel::{Accepting, CloseReason, Driver, TunnelError, WebSocket, accept, tune};
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -148,11 +146,7 @@ impl<A: Authenticate> Gateway<A> {
                 if let Err(error) = tune(&tcp) {
                     debug!(%source, %error, "cannot tune a client's socket");
                 }
-                let io = async move {
-                    let mut io = tls.accept(ReadAhead::new(tcp)).await?;
-                    io.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-                    Ok(io)
-                };
+                let io = async move { anyproxy_tls::Stream::accept(tcp, &tls.config()).await };
                 gateway.receive(io, source).await;
             }
         });

@@ -72,7 +72,6 @@ mod shared;
 
 mod carrier;
 mod outbox;
-mod read_ahead;
 mod rfc6455;
 mod socket;
 mod websocket;
@@ -85,9 +84,8 @@ pub use config::Config;
 pub use driver::Driver;
 pub use error::{CloseReason, OpenError, StreamReset, TunnelError, UpgradeError};
 pub use gateway::{Accepting, Tunnel, accept};
-pub use read_ahead::ReadAhead;
 #[doc(hidden)]
 pub use rfc6455::fuzz;
-pub use socket::{TLS_BUFFER, tune};
+pub use socket::tune;
 pub use stream::Stream;
 pub use websocket::WebSocket;

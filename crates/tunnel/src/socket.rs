@@ -8,12 +8,6 @@ use tokio::net::TcpStream;
 /// too little, and the tunnel's task must be woken for every few packets. On a line of 20 Mbit/s it is 50 ms.
 const NOT_SENT: u32 = 128 * 1024;
 
-/// What TLS should take in one write ([`set_buffer_limit`]), for both ends: more than the two longest messages, headers
-/// included. With less (rustls takes 64 KiB) the end of a message of 64 KiB is a record and a system call of its own.
-///
-/// [`set_buffer_limit`]: https://docs.rs/rustls/0.23/rustls/struct.ConnectionCommon.html#method.set_buffer_limit
-pub const TLS_BUFFER: usize = 288 * 1024;
-
 /// When the kernel asks whether the peer is there, should the tunnel's own pings ever be off.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
