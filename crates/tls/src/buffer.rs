@@ -14,12 +14,13 @@ const MIN: usize = 18 * 1024;
 
 const _: () = assert!(MIN >= MAX_RECORD);
 
-/// So many times in a row that would have fitted half of the buffer give half of it back.
+/// So many times in a row that would have fitted half of the buffer make it smaller.
 const SMALL: u8 = 16;
 
 /// Sealed bytes on their way between a socket and the record layer.
 ///
-/// It is empty until first used, grows while it is filled, and shrinks when it no longer is, to 18 KiB.
+/// It is empty until first used, grows while it is filled, and shrinks once sixteen uses in a row needed less than half: to half,
+/// or to 18 KiB if that was enough for the latest of them.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
     /// Initialised once when it grows, so that no use pays for that again.
@@ -31,6 +32,8 @@ pub(crate) struct Buffer {
     small: u8,
     /// The latest read filled it.
     full: bool,
+    /// How much the latest use needed.
+    latest: usize,
 }
 
 impl Buffer {
@@ -68,7 +71,7 @@ impl Buffer {
         debug_assert!(self.is_empty());
         self.used(room);
         if self.small >= SMALL {
-            self.resize((self.bytes.len() / 2).max(MIN).max(room));
+            self.resize(self.least(room));
         }
         self.make_room(room);
     }
@@ -83,15 +86,9 @@ impl Buffer {
         if self.full || self.bytes.is_empty() {
             self.resize((self.bytes.len() * 4).clamp(MIN, MAX));
         } else if self.small >= SMALL {
-            self.resize((self.bytes.len() / 2).max(MIN));
+            self.resize(self.least(self.latest));
         } else {
             self.compact();
-        }
-        if self.end == self.bytes.len() {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a TLS message without an end",
-            )));
         }
         let mut spare = ReadBuf::new(&mut self.bytes[self.end..]);
         ready!(Pin::new(io).poll_read(cx, &mut spare))?;
@@ -117,7 +114,13 @@ impl Buffer {
         Poll::Ready(Ok(()))
     }
 
+    /// What it shrinks to where `length` was needed: half of what it is, or the least at once.
+    fn least(&self, length: usize) -> usize {
+        if length <= MIN { MIN } else { (self.bytes.len() / 2).max(MIN).max(length) }
+    }
+
     const fn used(&mut self, length: usize) {
+        self.latest = length;
         let small = length <= self.bytes.len() / 2 && self.bytes.len() > MIN;
         self.small = if small { self.small.saturating_add(1) } else { 0 };
     }
@@ -174,7 +177,7 @@ mod tests {
             assert_eq!(buffer.filled(), [7; 5]);
         }
         assert_eq!(buffer.bytes.len(), MAX);
-        for _ in 0..100 {
+        for _ in 0..=SMALL {
             near.write_all(b"x").await.unwrap();
             poll_fn(|cx| buffer.poll_fill(cx, &mut far)).await.unwrap();
             assert_eq!(buffer.filled(), b"\x07\x07\x07\x07\x07x");
@@ -188,7 +191,7 @@ mod tests {
     async fn what_is_written_needs_as_much_as_the_latest_writes() {
         let (mut near, mut far) = duplex(1024 * 1024);
         let mut buffer = Buffer::default();
-        let sizes = [100_000].into_iter().chain([100; 100]);
+        let sizes = [100_000].into_iter().chain([100; 1 + SMALL as usize]);
         for size in sizes {
             buffer.prepare(size);
             let room = buffer.bytes.len();

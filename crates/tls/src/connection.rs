@@ -1,11 +1,12 @@
 //! What rustls does itself: the handshake, and all of TLS 1.2.
 
 use std::io::IoSlice;
+use std::ops::RangeInclusive;
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{Error, ProtocolVersion};
+use rustls::{Error, InvalidMessage, ProtocolVersion};
 use tokio::io::ReadBuf;
 
 use crate::buffer::Buffer;
@@ -14,6 +15,14 @@ use crate::traffic::{Keys, Read, Traffic};
 
 /// The most bytes that one record of TLS 1.2 is longer than its content.
 const OVERHEAD: usize = 256;
+
+/// What rustls may have been shown and not taken: a handshake message of 64 KiB, its own limit, in records of any length but
+/// the very shortest.
+const MAX_SHOWN: usize = 128 * 1024;
+
+/// The kinds of records that rustls knows, and the longest there is in TLS 1.2 (RFC 5246 section 6.2.3).
+const KINDS: RangeInclusive<u8> = 20..=24;
+const MAX_SEALED: usize = MAX_CONTENT + 2048 - 1;
 
 /// A connection in rustls' hands.
 pub(crate) struct Connection {
@@ -28,6 +37,8 @@ pub(crate) struct Connection {
     /// The peer has closed its direction; rustls says so once.
     ended: bool,
     closed: bool,
+    /// Why there is no more of it; rustls does not remember all of that.
+    failed: Option<Error>,
 }
 
 enum Side {
@@ -58,7 +69,7 @@ impl Connection {
     }
 
     const fn new(side: Side) -> Self {
-        Self { side, shown: 0, plain: Vec::new(), read: 0, ended: false, closed: false }
+        Self { side, shown: 0, plain: Vec::new(), read: 0, ended: false, closed: false, failed: None }
     }
 
     /// Goes on with what was received; what there is to say is appended to `sealed`.
@@ -67,20 +78,38 @@ impl Connection {
     ///
     /// Why the connection has failed; `sealed` then ends with the alert for the peer, if there is one.
     pub(crate) fn step(&mut self, received: &mut Buffer, sealed: &mut Buffer) -> Result<Step, Error> {
-        let step = self.step_shown(received, sealed);
-        if step.is_err() {
-            // The alert waits within rustls.
-            while let Ok(Step::Again) = self.step_shown(received, sealed) {}
-            return step;
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
         }
-        if step == Ok(Step::NeedsMore) && self.show_next(received) { Ok(Step::Again) } else { step }
+        let step = match self.step_shown(received, sealed) {
+            Ok(Step::NeedsMore) if self.show_next(received)? => Ok(Step::Again),
+            step => step,
+        };
+        if let Err(error) = &step {
+            self.failed = Some(error.clone());
+            // The alert waits within rustls, which must not see the record that failed once more.
+            while self.has_to_say() && self.step_shown(received, sealed).is_ok() {}
+        }
+        step
+    }
+
+    fn has_to_say(&self) -> bool {
+        match &self.side {
+            Side::Client(connection) => connection.wants_write(),
+            Side::Server(connection) => connection.wants_write(),
+        }
     }
 
     /// Shows rustls one more record, if all of it is there.
-    fn show_next(&mut self, received: &Buffer) -> bool {
+    fn show_next(&mut self, received: &Buffer) -> Result<bool, Error> {
+        if self.shown > MAX_SHOWN {
+            let error = Error::from(InvalidMessage::HandshakePayloadTooLarge);
+            self.failed = Some(error.clone());
+            return Err(error);
+        }
         let next = next_record(&received.filled()[self.shown..]);
         self.shown += next.unwrap_or(0);
-        next.is_some()
+        Ok(next.is_some())
     }
 
     fn step_shown(&mut self, received: &mut Buffer, sealed: &mut Buffer) -> Result<Step, Error> {
@@ -143,7 +172,7 @@ impl Connection {
             }
             match self.step(received, sealed)? {
                 Step::Again => {}
-                Step::Done if self.show_next(received) => {}
+                Step::Done if self.show_next(received)? => {}
                 Step::NeedsMore | Step::Done => return Ok(Read::NeedsMore),
                 Step::End => self.ended = true,
             }
@@ -165,7 +194,8 @@ impl Connection {
 
     /// Says goodbye; nothing is sealed after it.
     pub(crate) fn close(&mut self, received: &mut Buffer, sealed: &mut Buffer) -> Result<(), Error> {
-        if std::mem::replace(&mut self.closed, true) { Ok(()) } else { self.write(None, received, sealed) }
+        let over = std::mem::replace(&mut self.closed, true) || self.failed.is_some();
+        if over { Ok(()) } else { self.write(None, received, sealed) }
     }
 
     /// Whether this end has said goodbye.
@@ -179,6 +209,9 @@ impl Connection {
         received: &mut Buffer,
         sealed: &mut Buffer,
     ) -> Result<(), Error> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
         // What else there is to say goes first.
         while self.step_shown(received, sealed)? == Step::Again {}
         let shown = &mut received.filled_mut()[..self.shown];
@@ -189,11 +222,15 @@ impl Connection {
     }
 }
 
-/// The length of the record that `received` begins with, if all of it is there.
+/// The length of the record that `received` begins with, if all of it is there. Of what is no record to rustls, the head: it
+/// is refused then, and nothing awaited.
 fn next_record(received: &[u8]) -> Option<usize> {
     let head = received.first_chunk::<HEAD>()?;
-    let length = HEAD + usize::from(u16::from_be_bytes([head[3], head[4]]));
-    (length <= received.len()).then_some(length)
+    let length = usize::from(u16::from_be_bytes([head[3], head[4]]));
+    if !KINDS.contains(&head[0]) || head[1] != 3 || length > MAX_SEALED {
+        return Some(HEAD);
+    }
+    (HEAD + length <= received.len()).then_some(HEAD + length)
 }
 
 /// Does what rustls asks for. Returns what it discards of the received bytes, too.

@@ -284,6 +284,59 @@ async fn w8_a_hello_of_one_byte_in_each_record_is_understood() {
 }
 
 #[tokio::test]
+async fn what_is_no_record_is_refused_by_its_head_and_the_alert_said_once() {
+    let (client, server) = configs(SUITES[0]);
+    // Somebody speaks HTTP; a version that was never one; a record longer than any; a kind that there is not.
+    let heads = [*b"GET /", [22, 4, 0, 0, 1], [22, 3, 3, 0x48, 0], [99, 3, 3, 0, 1]];
+    for head in heads {
+        let (mut near, far) = duplex(1024);
+        near.write_all(&head).await.unwrap();
+        let error = Stream::accept(far, &server).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let mut told = Vec::new();
+        near.read_to_end(&mut told).await.unwrap();
+        assert_eq!((told.len(), &told[..3]), (7, &[21, 3, 3][..]), "{head:?}: one alert");
+    }
+    let (mut near, far) = duplex(64 * 1024);
+    near.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+    let error = Stream::connect(far, &client, name()).await.unwrap_err();
+    let error = error.get_ref().unwrap().downcast_ref();
+    assert_eq!(error, Some(&Error::InvalidMessage(InvalidMessage::InvalidContentType)));
+}
+
+#[tokio::test]
+async fn a_failure_of_tls_1_2_is_for_good_too() {
+    // What nobody can open, and an alert.
+    for (kind, length) in [(23, 40), (21, 26)] {
+        let (mut ours, mut theirs) = our_client(&configs(SUITES[3]), 1024 * 1024).await;
+        let mut record = vec![kind, 3, 3, 0, length];
+        record.resize(HEAD + usize::from(length), 0);
+        theirs.get_mut().0.write_all(&record).await.unwrap();
+        for _ in 0..2 {
+            let error = ours.read(&mut [0; 100]).await.unwrap_err();
+            assert_eq!(error.get_ref().unwrap().downcast_ref(), Some(&Error::DecryptError));
+        }
+        assert_eq!(ours.write(b"x").await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        ours.shutdown().await.unwrap();
+        let told = theirs.read(&mut [0; 100]).await.unwrap_err();
+        let told = told.get_ref().unwrap().downcast_ref();
+        assert_eq!(told, Some(&Error::AlertReceived(AlertDescription::BadRecordMac)));
+    }
+    // A fatal alert that is one: the peer could not open what we said.
+    let (mut ours, mut theirs) = our_client(&configs(SUITES[3]), 1024 * 1024).await;
+    ours.io_mut().write_all(&[23, 3, 3, 0, 40]).await.unwrap();
+    ours.io_mut().write_all(&[0; 40]).await.unwrap();
+    theirs.read(&mut [0; 100]).await.unwrap_err();
+    for _ in 0..2 {
+        let error = ours.read(&mut [0; 100]).await.unwrap_err();
+        let error = error.get_ref().unwrap().downcast_ref();
+        assert_eq!(error, Some(&Error::AlertReceived(AlertDescription::BadRecordMac)));
+    }
+    assert_eq!(ours.write(b"x").await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    ours.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_peer_is_told_what_it_did() {
     let (mut ours, mut theirs) = our_client(&configs(SUITES[0]), 1024 * 1024).await;
     theirs.get_mut().0.write_all(&[23, 3, 3, 0, 20]).await.unwrap();

@@ -270,6 +270,13 @@ impl Traffic {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
+        let result = self.seal_records(pieces, sealed);
+        // Half a write is no write: nothing may follow it.
+        self.failed = result.as_ref().err().cloned();
+        result
+    }
+
+    fn seal_records(&mut self, pieces: &[IoSlice<'_>], sealed: &mut Buffer) -> Result<usize, Error> {
         let length = pieces.iter().map(|piece| piece.len()).sum::<usize>().min(MAX_SEALED);
         sealed.prepare(length + (length.div_ceil(MAX_CONTENT) + 1) * OVERHEAD + MESSAGE_HEAD + 1);
         let mut pieces = Pieces::new(pieces);
