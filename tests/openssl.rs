@@ -1,9 +1,12 @@
 //! Certificates by openssl, good and bad, at both ends of the tunnel.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyproxy_tests::{Program, Result, run, tool, until};
+use anyproxy_tests::{PATIENCE, Program, Result, run, tool, until};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::ChildStderr;
+use tokio::time::timeout;
 
 /// What openssl makes, in a folder of its own.
 struct Authority {
@@ -221,6 +224,39 @@ async fn w12_nothing_is_compressed_renegotiated_or_said_early() -> Result {
     hello.args(["-connect", &format!("localhost:{port}")]).stdin(std::fs::File::open(&file)?);
     let shaken = run(hello).await?;
     assert!(shaken.err.contains("no_renegotiation") || shaken.err.contains("no renegotiation"), "{shaken:?}");
+    Ok(())
+}
+
+async fn until_said(what: &str, lines: &mut Lines<BufReader<ChildStderr>>) -> Result {
+    while let Some(line) = lines.next_line().await? {
+        if line == what {
+            return Ok(());
+        }
+    }
+    Err(format!("an end instead of {what}").into())
+}
+
+/// `K` sends a key update that asks for the gateway's (RFC 8446 section 4.6.3).
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_changed_when_the_peer_asks_in_each_suite() -> Result {
+    let authority = Authority::new().await?;
+    authority.issue("server", SERVER, VALID).await?;
+    let (_gateway, port) = gateway(authority.dir.path(), "server", "")?;
+    for suite in ["TLS_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"] {
+        let mut client = authority.openssl("s_client -CAfile ca.crt -verify_return_error -tls1_3");
+        client.args(["-ciphersuites", suite, "-connect", &format!("localhost:{port}")]);
+        client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut client = tokio::process::Command::from(client).kill_on_drop(true).spawn()?;
+        let mut say = client.stdin.take().expect("piped");
+        let mut told = BufReader::new(client.stderr.take().expect("piped")).lines();
+        say.write_all(b"K\n").await?;
+        timeout(PATIENCE, until_said("KEYUPDATE", &mut told)).await??;
+        say.write_all(b"GET /ws HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n").await?;
+        let heard = timeout(PATIENCE, client.wait_with_output()).await??;
+        let heard = String::from_utf8_lossy(&heard.stdout).into_owned();
+        assert!(heard.contains(&format!("Cipher is {suite}")), "{heard}");
+        assert!(heard.contains("HTTP/1.1 4"), "{suite}: {heard}");
+    }
     Ok(())
 }
 
