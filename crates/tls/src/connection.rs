@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{Error, InvalidMessage, ProtocolVersion};
+use rustls::{CommonState, Error, InvalidMessage, ProtocolVersion};
 use tokio::io::ReadBuf;
 
 use crate::buffer::Buffer;
@@ -14,7 +14,7 @@ use crate::record::{HEAD, MAX_CONTENT};
 use crate::traffic::{Keys, Read, Traffic};
 
 /// The most bytes that one record of TLS 1.2 is longer than its content.
-const OVERHEAD: usize = 256;
+const MAX_OVERHEAD: usize = 256;
 
 /// What rustls may have been shown and not taken: a handshake message of 64 KiB, its own limit, in records of any length but
 /// the very shortest.
@@ -22,7 +22,7 @@ const MAX_SHOWN: usize = 128 * 1024;
 
 /// The kinds of records that rustls knows, and the longest there is in TLS 1.2 (RFC 5246 section 6.2.3).
 const KINDS: RangeInclusive<u8> = 20..=24;
-const MAX_SEALED: usize = MAX_CONTENT + 2048 - 1;
+const MAX_LENGTH: usize = MAX_CONTENT + 2048 - 1;
 
 /// A connection in rustls' hands.
 pub(crate) struct Connection {
@@ -88,15 +88,16 @@ impl Connection {
         if let Err(error) = &step {
             self.failed = Some(error.clone());
             // The alert waits within rustls, which must not see the record that failed once more.
-            while self.has_to_say() && self.step_shown(received, sealed).is_ok() {}
+            while self.state().wants_write() && self.step_shown(received, sealed).is_ok() {}
         }
         step
     }
 
-    fn has_to_say(&self) -> bool {
+    /// What both sides have of a state.
+    fn state(&self) -> &CommonState {
         match &self.side {
-            Side::Client(connection) => connection.wants_write(),
-            Side::Server(connection) => connection.wants_write(),
+            Side::Client(connection) => connection,
+            Side::Server(connection) => connection,
         }
     }
 
@@ -126,11 +127,7 @@ impl Connection {
     /// Takes over from rustls once the handshake is done, if it led to TLS 1.3; everything said by it is in the callers'
     /// buffers, and the next record is one of the new keys.
     pub(crate) fn into_traffic(self) -> Result<Result<Traffic, Self>, Error> {
-        let version = match &self.side {
-            Side::Client(connection) => connection.protocol_version(),
-            Side::Server(connection) => connection.protocol_version(),
-        };
-        if version != Some(ProtocolVersion::TLSv1_3) {
+        if self.state().protocol_version() != Some(ProtocolVersion::TLSv1_3) {
             return Ok(Err(self));
         }
         let (secrets, keys) = match self.side {
@@ -227,7 +224,7 @@ impl Connection {
 fn next_record(received: &[u8]) -> Option<usize> {
     let head = received.first_chunk::<HEAD>()?;
     let length = usize::from(u16::from_be_bytes([head[3], head[4]]));
-    if !KINDS.contains(&head[0]) || head[1] != 3 || length > MAX_SEALED {
+    if !KINDS.contains(&head[0]) || head[1] != 3 || length > MAX_LENGTH {
         return Some(HEAD);
     }
     (HEAD + length <= received.len()).then_some(HEAD + length)
@@ -276,7 +273,7 @@ fn write<Data>(
     let ConnectionState::WriteTraffic(mut traffic) = status.state? else {
         return Err(Error::HandshakeNotComplete);
     };
-    let room = content.map_or(0, <[u8]>::len) + OVERHEAD;
+    let room = content.map_or(0, <[u8]>::len) + MAX_OVERHEAD;
     sealed
         .append(room, |out| match content {
             Some(content) => traffic.encrypt(content, out),

@@ -146,41 +146,21 @@ impl MessageDecrypter for Key {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::sync::Arc;
 
     use rustls::crypto::aws_lc_rs;
-    use rustls::pki_types::{PrivateKeyDer, ServerName};
-    use rustls::{
-        CipherSuite, ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
-    };
+    use rustls::{CipherSuite, ClientConnection, ServerConnection};
 
     use super::*;
+    use crate::tests::{configs_of, name};
 
     /// A client with ring's cipher in `suite` alone, and a server of aws-lc's.
     fn pair(suite: CipherSuite) -> (ClientConnection, ServerConnection) {
-        let signed = rcgen::generate_simple_self_signed(["gateway.test".to_owned()]).unwrap();
-        let chain = vec![signed.cert.der().clone()];
-        let mut provider = aws_lc_rs::default_provider();
-        let server = ServerConfig::builder_with_provider(Arc::new(provider.clone()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain.clone(), PrivateKeyDer::Pkcs8(signed.signing_key.serialize_der().into()))
-            .unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(chain[0].clone()).unwrap();
-        replace(&mut provider.cipher_suites);
-        provider.cipher_suites.retain(|offered| offered.suite() == suite);
-        let client = ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = ServerName::try_from("gateway.test").unwrap();
-        (
-            ClientConnection::new(Arc::new(client), name).unwrap(),
-            ServerConnection::new(Arc::new(server)).unwrap(),
-        )
+        let server = aws_lc_rs::default_provider();
+        let mut client = server.clone();
+        replace(&mut client.cipher_suites);
+        client.cipher_suites.retain(|offered| offered.suite() == suite);
+        let (client, server) = configs_of(client, server);
+        (ClientConnection::new(client, name()).unwrap(), ServerConnection::new(server).unwrap())
     }
 
     /// Hands over what both have to say until neither has more.

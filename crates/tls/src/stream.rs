@@ -85,19 +85,22 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Stream<Io> {
     async fn handshake(mut io: Io, mut connection: Connection) -> io::Result<Self> {
         let (mut received, mut sealed) = (Buffer::default(), Buffer::default());
         loop {
-            let step = connection.step(&mut received, &mut sealed);
-            if !matches!(step, Ok(Step::Again)) {
-                let flushed = poll_fn(|cx| poll_flush(cx, &mut sealed, &mut io)).await;
-                // Whatever became of the alert, what it was about is worth more.
-                step.as_ref().map_or(Ok(()), |_| flushed)?;
-            }
-            match step.map_err(invalid)? {
-                Step::Again => {}
-                Step::Done => break,
-                Step::NeedsMore => poll_fn(|cx| poll_receive(cx, &mut received, &mut io)).await?,
-                Step::End => return Err(io::ErrorKind::UnexpectedEof.into()),
+            match connection.step(&mut received, &mut sealed) {
+                Ok(Step::Again) => {}
+                Ok(Step::Done) => break,
+                Ok(Step::NeedsMore) => {
+                    poll_fn(|cx| poll_flush(cx, &mut sealed, &mut io)).await?;
+                    poll_fn(|cx| poll_receive(cx, &mut received, &mut io)).await?;
+                }
+                Ok(Step::End) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) => {
+                    // Whatever becomes of the alert, what it is about is worth more.
+                    let _ = poll_fn(|cx| poll_flush(cx, &mut sealed, &mut io)).await;
+                    return Err(invalid(error));
+                }
             }
         }
+        poll_fn(|cx| poll_flush(cx, &mut sealed, &mut io)).await?;
         let layer = match connection.into_traffic().map_err(invalid)? {
             Ok(traffic) => Layer::Traffic(Box::new(traffic)),
             Err(connection) => Layer::Rustls(Box::new(connection)),

@@ -8,7 +8,6 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
-use rustls::version::{TLS12, TLS13};
 use rustls::{
     AlertDescription, CipherSuite, ClientConfig, Error, HandshakeKind, InvalidMessage, PeerMisbehaved,
     RootCertStore, ServerConfig,
@@ -27,29 +26,35 @@ use crate::traffic::{MAX_QUIET, Read, Traffic};
 
 /// Settings of both ends that agree on nothing but `suite`.
 fn configs(suite: CipherSuite) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
-    let signed = rcgen::generate_simple_self_signed(["gateway.test".to_owned()]).unwrap();
-    let chain: Vec<CertificateDer<'static>> = vec![signed.cert.der().clone()];
     let mut provider = CryptoProvider::clone(&crate::provider());
     provider.cipher_suites.retain(|offered| offered.suite() == suite);
-    let provider = Arc::new(provider);
-    let version = if provider.cipher_suites[0].tls13().is_some() { &TLS13 } else { &TLS12 };
-    let server = ServerConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[version])
+    configs_of(provider.clone(), provider)
+}
+
+/// Settings of a client and of a server that it trusts, each with its own ciphers.
+pub(crate) fn configs_of(
+    client: CryptoProvider,
+    server: CryptoProvider,
+) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    let signed = rcgen::generate_simple_self_signed(["gateway.test".to_owned()]).unwrap();
+    let chain: Vec<CertificateDer<'static>> = vec![signed.cert.der().clone()];
+    let server = ServerConfig::builder_with_provider(Arc::new(server))
+        .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(chain.clone(), PrivateKeyDer::Pkcs8(signed.signing_key.serialize_der().into()))
         .unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(chain[0].clone()).unwrap();
-    let client = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[version])
+    let client = ClientConfig::builder_with_provider(Arc::new(client))
+        .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
     (Arc::new(client), Arc::new(server))
 }
 
-fn name() -> ServerName<'static> {
+pub(crate) fn name() -> ServerName<'static> {
     ServerName::try_from("gateway.test").unwrap()
 }
 

@@ -5,7 +5,9 @@ use std::io::IoSlice;
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
-use rustls::{AlertDescription, Error, ExtractedSecrets, InvalidMessage, PeerMisbehaved};
+use rustls::{
+    AlertDescription, Error, ExtractedSecrets, InvalidMessage, PeerMisbehaved, SupportedCipherSuite,
+};
 use tokio::io::ReadBuf;
 
 use crate::aead::Key;
@@ -56,6 +58,31 @@ pub(crate) enum Keys {
     Server(KernelConnection<ServerConnectionData>),
 }
 
+impl Keys {
+    fn suite(&self) -> SupportedCipherSuite {
+        match self {
+            Self::Client(connection) => connection.negotiated_cipher_suite(),
+            Self::Server(connection) => connection.negotiated_cipher_suite(),
+        }
+    }
+
+    fn next_opener(&mut self) -> Result<Opener, Error> {
+        let (number, secrets) = match self {
+            Self::Client(connection) => connection.update_rx_secret(),
+            Self::Server(connection) => connection.update_rx_secret(),
+        }?;
+        Ok(Opener::new(Key::new(secrets)?, number))
+    }
+
+    fn next_sealer(&mut self) -> Result<Sealer, Error> {
+        let (number, secrets) = match self {
+            Self::Client(connection) => connection.update_tx_secret(),
+            Self::Server(connection) => connection.update_tx_secret(),
+        }?;
+        Ok(Sealer::new(Key::new(secrets)?, number))
+    }
+}
+
 /// A record opened in place: what of it is content not yet read, and how long all of it is.
 struct Open {
     at: usize,
@@ -77,11 +104,7 @@ pub(crate) enum Read {
 impl Traffic {
     pub(crate) fn new(secrets: ExtractedSecrets, keys: Keys) -> Result<Self, Error> {
         let (opening, sealing) = (secrets.rx, secrets.tx);
-        let suite = match &keys {
-            Keys::Client(connection) => connection.negotiated_cipher_suite(),
-            Keys::Server(connection) => connection.negotiated_cipher_suite(),
-        };
-        let limit = suite.tls13().ok_or(Error::HandshakeNotComplete)?.common.confidentiality_limit;
+        let limit = keys.suite().tls13().ok_or(Error::HandshakeNotComplete)?.common.confidentiality_limit;
         Ok(Self {
             opener: Opener::new(Key::new(opening.1)?, opening.0),
             sealer: Sealer::new(Key::new(sealing.1)?, sealing.0),
@@ -247,11 +270,7 @@ impl Traffic {
                     [1] => true,
                     _ => return Err(InvalidMessage::InvalidKeyUpdate.into()),
                 };
-                let (number, secrets) = match keys {
-                    Keys::Client(connection) => connection.update_rx_secret(),
-                    Keys::Server(connection) => connection.update_rx_secret(),
-                }?;
-                self.opener = Opener::new(Key::new(secrets)?, number);
+                self.opener = keys.next_opener()?;
                 Ok(())
             }
             _ => {
@@ -309,11 +328,7 @@ impl Traffic {
     /// Changes the key that seals, and tells the peer (section 4.6.3); its own may stay as it is.
     pub(crate) fn update_key(&mut self, sealed: &mut Buffer) -> Result<(), Error> {
         self.say(kind::HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0], sealed)?;
-        let (number, secrets) = match &mut self.keys {
-            Keys::Client(connection) => connection.update_tx_secret(),
-            Keys::Server(connection) => connection.update_tx_secret(),
-        }?;
-        self.sealer = Sealer::new(Key::new(secrets)?, number);
+        self.sealer = self.keys.next_sealer()?;
         self.owes_update = false;
         Ok(())
     }
