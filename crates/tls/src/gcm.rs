@@ -151,7 +151,8 @@ mod tests {
     use rustls::{CipherSuite, ClientConnection, ServerConnection};
 
     use super::*;
-    use crate::tests::{configs_of, name};
+    use crate::model::name;
+    use crate::tests::configs_of;
 
     /// A client with ring's cipher in `suite` alone, and a server of aws-lc's.
     fn pair(suite: CipherSuite) -> (ClientConnection, ServerConnection) {

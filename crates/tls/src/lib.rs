@@ -12,6 +12,7 @@
 //! - `traffic.rs`: what else there is once the handshake is done: key updates, tickets, alerts.
 //! - `connection.rs`: rustls, for the handshake and for TLS 1.2.
 //! - `stream.rs`: a socket around them; `buffer.rs`: the sealed bytes between.
+//! - `model.rs`: both ends without a socket, for the fuzz target and the tests.
 //!
 //! # The cipher
 //!
@@ -39,6 +40,7 @@ mod gcm;
 mod aead;
 mod buffer;
 mod connection;
+mod model;
 mod record;
 mod stream;
 mod traffic;
@@ -50,6 +52,8 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
+#[doc(hidden)]
+pub use model::play;
 pub use stream::Stream;
 
 /// What to build rustls' settings with: TLS 1.3 and 1.2, their cipher suites in rustls' own order.

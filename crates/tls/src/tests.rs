@@ -6,8 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rustls::client::UnbufferedClientConnection;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::UnbufferedServerConnection;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{
     AlertDescription, CipherSuite, ClientConfig, Error, HandshakeKind, InvalidMessage, PeerMisbehaved,
     RootCertStore, ServerConfig,
@@ -20,9 +19,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use crate::Stream;
 use crate::buffer::Buffer;
 use crate::connection::{Connection, Step};
+use crate::model::{Pair, name, play, put};
 use crate::record::{HEAD, MAX_CONTENT, OVERHEAD, kind};
 use crate::stream::Layer;
-use crate::traffic::{MAX_QUIET, Read, Traffic};
+use crate::traffic::{MAX_QUIET, Read};
 
 /// Settings of both ends that agree on nothing but `suite`.
 fn configs(suite: CipherSuite) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
@@ -36,7 +36,7 @@ pub(crate) fn configs_of(
     client: CryptoProvider,
     server: CryptoProvider,
 ) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
-    let signed = rcgen::generate_simple_self_signed(["gateway.test".to_owned()]).unwrap();
+    let signed = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let chain: Vec<CertificateDer<'static>> = vec![signed.cert.der().clone()];
     let server = ServerConfig::builder_with_provider(Arc::new(server))
         .with_safe_default_protocol_versions()
@@ -52,10 +52,6 @@ pub(crate) fn configs_of(
         .with_root_certificates(roots)
         .with_no_client_auth();
     (Arc::new(client), Arc::new(server))
-}
-
-pub(crate) fn name() -> ServerName<'static> {
-    ServerName::try_from("gateway.test").unwrap()
 }
 
 const SUITES: [CipherSuite; 5] = [
@@ -357,87 +353,15 @@ async fn a_peer_is_told_what_it_did() {
 
 // === What the peer does wrong ===
 
-/// Two ends after a handshake, and what lies between them.
-struct Pair {
-    client: Traffic,
-    server: Traffic,
-    /// What the server said and the client has not read.
-    line: Buffer,
-}
-
-impl Pair {
-    fn new() -> Self {
-        let (client, server) = configs(SUITES[0]);
-        let (mut client, mut server) = (ClientConfig::clone(&client), ServerConfig::clone(&server));
-        (client.enable_secret_extraction, server.enable_secret_extraction) = (true, true);
-        let mut client =
-            Connection::client(UnbufferedClientConnection::new(Arc::new(client), name()).unwrap());
-        let mut server = Connection::server(UnbufferedServerConnection::new(Arc::new(server)).unwrap());
-        let (mut up, mut line) = (Buffer::default(), Buffer::default());
-        fn go_on(connection: &mut Connection, from: &mut Buffer, to: &mut Buffer) -> bool {
-            loop {
-                match connection.step(from, to).unwrap() {
-                    Step::Again => {}
-                    step => return step == Step::Done,
-                }
-            }
-        }
-        while !go_on(&mut client, &mut line, &mut up) {
-            go_on(&mut server, &mut up, &mut line);
-        }
-        let traffic = |connection: Connection| connection.into_traffic().unwrap().ok().expect("TLS 1.3");
-        let mut client = traffic(client);
-        // A client may speak in the flight that ends its handshake.
-        client.say(kind::DATA, b"early", &mut up).unwrap();
-        assert!(go_on(&mut server, &mut up, &mut line));
-        let mut server = traffic(server);
-        let mut early = [0; 100];
-        let mut early = ReadBuf::new(&mut early);
-        assert_eq!(server.read(&mut up, &mut early, &mut line), Ok(Read::Data));
-        assert_eq!(early.filled(), b"early");
-        Self { client, server, line }
-    }
-
-    /// The server says what no server of ours would.
-    fn say(&mut self, kind: u8, content: &[u8]) {
-        self.server.say(kind, content, &mut self.line).unwrap();
-    }
-
-    /// What the client reads, with room for so many bytes at once, until there is no more; then how that ended.
-    fn read(&mut self, room: usize) -> (Vec<u8>, Result<Read, Error>) {
-        let (mut all, mut part, mut alert) = (Vec::new(), vec![0; room], Buffer::default());
-        loop {
-            let mut part = ReadBuf::new(&mut part);
-            match self.client.read(&mut self.line, &mut part, &mut alert) {
-                Ok(Read::Data) => all.extend_from_slice(part.filled()),
-                Err(error) => {
-                    assert_eq!(
-                        self.client.read(&mut self.line, &mut part, &mut alert),
-                        Err(error.clone()),
-                        "for good"
-                    );
-                    assert_eq!(
-                        self.client.seal(&[IoSlice::new(b"x")], &mut Buffer::default()),
-                        Err(error.clone())
-                    );
-                    // What the client says of it, the server hears.
-                    let heard = self.server.read(&mut alert, &mut part, &mut Buffer::default());
-                    match error {
-                        Error::AlertReceived(_) => assert_eq!(heard, Ok(Read::NeedsMore)),
-                        _ => assert!(matches!(heard, Err(Error::AlertReceived(_))), "{heard:?}"),
-                    }
-                    return (all, Err(error));
-                }
-                other => return (all, other),
-            }
-        }
-    }
+fn pair() -> Pair {
+    let (client, server) = configs(SUITES[0]);
+    Pair::new(&client, &server)
 }
 
 /// Records, by their kind and content, and what the client makes of them behind a first "good".
 fn outcome(records: &[(u8, &[u8])]) -> Result<Read, Error> {
     let outcomes = [100, 100_000].map(|room| {
-        let mut pair = Pair::new();
+        let mut pair = pair();
         pair.say(kind::DATA, b"good");
         for (kind, content) in records {
             pair.say(*kind, content);
@@ -525,7 +449,7 @@ fn records_without_data_are_limited() {
         records.push((kind, next));
         assert_eq!(outcome(&records), Err(refused), "{kind}");
     }
-    let mut pair = Pair::new();
+    let mut pair = pair();
     for _ in 0..3 * most {
         pair.say(kind::DATA, &[]);
         pair.say(kind::DATA, b"x");
@@ -539,7 +463,7 @@ fn a_changed_record_is_refused() {
     // In the version, the length, the content, the tag.
     for byte in [1, 4, HEAD + 1, HEAD + 20] {
         for room in [2, 1_000] {
-            let mut pair = Pair::new();
+            let mut pair = pair();
             pair.read(1_000).1.unwrap();
             pair.say(kind::DATA, b"word");
             pair.line.filled_mut()[byte] ^= 1;
@@ -560,20 +484,15 @@ fn the_length_of_a_record_has_limits() {
         (*b"GET /", InvalidMessage::InvalidContentType.into()),
     ];
     for (head, refused) in heads {
-        let mut pair = Pair::new();
+        let mut pair = pair();
         pair.read(1_000).1.unwrap();
-        pair.line
-            .append(HEAD, |out| {
-                out.copy_from_slice(&head);
-                Ok::<_, Error>(HEAD)
-            })
-            .unwrap();
+        put(&mut pair.line, &head);
         assert_eq!(pair.read(1_000).1, Err(refused), "{head:?}");
     }
     // The most padding, and one more: the content and its kind are of 2^14 + 1 bytes at most, whatever is sealed.
     for (padded, allowed) in [(MAX_CONTENT, true), (MAX_CONTENT + 1, false)] {
         for room in [100, 100_000] {
-            let mut pair = Pair::new();
+            let mut pair = pair();
             pair.read(1_000).1.unwrap();
             let mut content = vec![0; padded];
             content[..2].copy_from_slice(&[b'x', kind::DATA]);
@@ -592,7 +511,7 @@ fn the_length_of_a_record_has_limits() {
 fn a_reader_with_room_gets_all_records_at_once_and_another_gets_whole_ones() {
     for (room, reads) in [(100_000, vec![50_000]), (40_000, vec![2 * MAX_CONTENT, 50_000 - 2 * MAX_CONTENT])]
     {
-        let mut pair = Pair::new();
+        let mut pair = pair();
         pair.read(1_000).1.unwrap();
         pair.server.seal(&[IoSlice::new(&bytes(50_000))], &mut pair.line).unwrap();
         let mut part = vec![0; room];
@@ -606,7 +525,7 @@ fn a_reader_with_room_gets_all_records_at_once_and_another_gets_whole_ones() {
 
 #[test]
 fn a_key_of_the_peer_is_used_from_the_next_record_on() {
-    let mut pair = Pair::new();
+    let mut pair = pair();
     pair.server.update_key(&mut pair.line).unwrap();
     pair.say(kind::DATA, b"after");
     assert_eq!(pair.read(1_000), (b"after".to_vec(), Ok(Read::NeedsMore)));
@@ -614,7 +533,7 @@ fn a_key_of_the_peer_is_used_from_the_next_record_on() {
 
 #[test]
 fn nothing_of_a_stream_can_be_printed() {
-    let pair = Pair::new();
+    let pair = pair();
     let stream = Stream::of(Layer::Traffic(Box::new(pair.client)));
     assert_eq!(format!("{stream:?}"), "Stream { io: Empty { .. }, .. }");
 }
@@ -622,28 +541,11 @@ fn nothing_of_a_stream_can_be_printed() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
-    /// Whatever a peer that has the keys says, in whatever records: data comes through whole or there is an error.
+    /// What the fuzz target does, with what chance gives.
     #[test]
-    fn any_records_are_data_or_an_error(
-        records in prop::collection::vec(
-            (prop_oneof![Just(21_u8), Just(22), Just(23), any::<u8>()], prop::collection::vec(any::<u8>(), 0..40)),
-            0..40,
-        ),
-        room in 1_usize..100,
-    ) {
-        let mut pair = Pair::new();
-        let mut said = Vec::new();
-        for (kind, content) in &records {
-            pair.say(*kind, content);
-            if *kind == kind::DATA {
-                said.extend_from_slice(content);
-            }
-        }
-        let (heard, outcome) = pair.read(room);
-        prop_assert!(said.starts_with(&heard));
-        if outcome == Ok(Read::NeedsMore) {
-            prop_assert!(heard == said);
-        }
+    fn any_script_is_played(script in prop::collection::vec(any::<u8>(), 0..200)) {
+        let (client, server) = configs(SUITES[0]);
+        play(&client, &server, &script);
     }
 
     /// Bytes cut anywhere come through.
@@ -652,7 +554,7 @@ proptest! {
         lengths in prop::collection::vec(0_usize..40_000, 0..12),
         room in 1_usize..40_000,
     ) {
-        let mut pair = Pair::new();
+        let mut pair = pair();
         let said = bytes(lengths.iter().sum());
         let mut rest = &said[..];
         let pieces: Vec<_> = lengths.iter().map(|length| {
@@ -668,5 +570,16 @@ proptest! {
         let (heard, outcome) = pair.read(room);
         prop_assert_eq!(outcome, Ok(Read::NeedsMore));
         prop_assert!(heard == said[..sealed]);
+    }
+}
+
+#[test]
+fn the_committed_corpus_holds() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/tls_records");
+    let (client, server) = configs(SUITES[0]);
+    let mut files = std::fs::read_dir(corpus).unwrap().peekable();
+    assert!(files.peek().is_some());
+    for file in files {
+        play(&client, &server, &std::fs::read(file.unwrap().path()).unwrap());
     }
 }
