@@ -4,15 +4,11 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::record::MAX_RECORD;
-
 /// The most that is read at once; a socket at full speed gives that much.
 const MAX: usize = 256 * 1024;
 
-/// What an idle connection keeps; more than the longest record, so that one record is one read.
-const MIN: usize = 18 * 1024;
-
-const _: () = assert!(MIN >= MAX_RECORD);
+/// What an idle connection keeps. The longest records are longer, and make it grow.
+const MIN: usize = 4 * 1024;
 
 /// So many times in a row that would have fitted half of the buffer make it smaller.
 const SMALL: u8 = 16;
@@ -20,7 +16,7 @@ const SMALL: u8 = 16;
 /// Sealed bytes on their way between a socket and the record layer.
 ///
 /// It is empty until first used, grows while it is filled, and shrinks once sixteen uses in a row needed less than half: to half,
-/// or to 18 KiB if that was enough for the latest of them.
+/// or to 4 KiB if that was enough for the latest of them.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
     /// Initialised once when it grows, so that no use pays for that again.
@@ -86,7 +82,8 @@ impl Buffer {
         if self.full || self.bytes.is_empty() {
             self.resize((self.bytes.len() * 4).clamp(MIN, MAX));
         } else if self.small >= SMALL {
-            self.resize(self.least(self.latest));
+            // What waits is part of the latest, and something must fit behind it.
+            self.resize(self.least(self.latest + 1));
         } else {
             self.compact();
         }
@@ -203,5 +200,24 @@ mod tests {
             far.read_exact(&mut vec![0; size + 3]).await.unwrap();
         }
         assert_eq!(buffer.bytes.len(), MIN);
+    }
+
+    #[tokio::test]
+    async fn what_waits_never_fills_a_smaller_buffer() {
+        let (mut near, mut far) = duplex(MAX);
+        let mut buffer = Buffer::default();
+        near.write_all(&[7; 4 * MIN]).await.unwrap();
+        while buffer.filled().len() < 4 * MIN {
+            poll_fn(|cx| buffer.poll_fill(cx, &mut far)).await.unwrap();
+        }
+        buffer.consume(4 * MIN);
+        // The first part of a record, and then byte by byte as much as the least buffer holds.
+        near.write_all(&vec![7; MIN - usize::from(SMALL) + 1]).await.unwrap();
+        poll_fn(|cx| buffer.poll_fill(cx, &mut far)).await.unwrap();
+        for _ in 0..SMALL {
+            near.write_all(b"x").await.unwrap();
+            assert_eq!(poll_fn(|cx| buffer.poll_fill(cx, &mut far)).await.unwrap(), 1, "no end");
+        }
+        assert_eq!(buffer.filled().len(), MIN + 1);
     }
 }

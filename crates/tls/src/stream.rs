@@ -19,7 +19,7 @@ use crate::traffic::{Read, Traffic};
 ///
 /// rustls does the handshake, derives the keys and keeps the tickets; records of TLS 1.3 are protected here (RFC 8446
 /// section 5), those of TLS 1.2 by rustls. Up to 256 KiB are read from the connection below at once, up to 288 KiB are
-/// sealed in one write; the memory for it goes down to 18 KiB for each direction after sixteen small reads, or writes.
+/// sealed in one write; the memory for it goes down to 4 KiB for each direction after sixteen small reads, or writes.
 ///
 /// A reader that offers more than 16 KiB saves the copy of a record; so does a writer whose pieces are longer.
 ///
