@@ -28,9 +28,10 @@ const DATAGRAM_BATCH: usize = 16 * 1024;
 /// stream has at least: often enough that the sender does not run dry, rarely enough that reading costs few wake-ups.
 const REPORT: u32 = 64 * 1024;
 
-/// The same for a reader that has nothing left. The protocol promises a sender more credit when it has no more than
-/// half of the smallest window, so this much must not be kept back.
-const REPORT_WHEN_EMPTY: u32 = MIN_WINDOW / 2;
+/// The same for a reader that has nothing left. A sender waits for more credit with less than a quarter of the smallest
+/// window, and gets it when what it has and what was not reported are half of a window. So less than a quarter may be
+/// kept back here: with more, a window of a little more than the smallest would leave both ends waiting for each other.
+const REPORT_WHEN_EMPTY: u32 = MIN_WINDOW / 4;
 
 // === Cell ===
 

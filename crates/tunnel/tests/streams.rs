@@ -200,6 +200,41 @@ async fn credit_returns_while_the_reader_has_more_in_hand() {
     until(|| pair.client.held() == 64 * 1024 + 100).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn i13_credit_returns_whatever_a_window_is_and_however_it_is_used_up() {
+    // A crowd makes windows of any size between the smallest and the usual one.
+    for window in [MIN_WINDOW, 20_336, 24_575, 2 * MIN_WINDOW + 1] {
+        let mut config = Config::default();
+        config.mux.window = window;
+        let mut pair = Pair::new(64 * 1024, config).await;
+        for seed in 0..20 {
+            let (near, mut far) = pair.stream(tcp()).await;
+            let mut random = Random::new(seed);
+            let pieces: Vec<_> = (0..12).map(|_| 1 + random.below(10_000) as usize).collect();
+            let sending = tokio::spawn({
+                let pieces = pieces.clone();
+                async move {
+                    let mut near = near;
+                    for length in pieces {
+                        near.write_all(&vec![7; length]).await.unwrap();
+                        // The next piece comes when this one was read and reported, or kept back.
+                        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    }
+                    near
+                }
+            });
+            let all = async {
+                for length in &pieces {
+                    far.read_exact(&mut vec![0; *length]).await.unwrap();
+                }
+            };
+            let minute = std::time::Duration::from_secs(60);
+            assert!(tokio::time::timeout(minute, all).await.is_ok(), "window {window}, pieces {pieces:?}");
+            drop(sending.await.unwrap());
+        }
+    }
+}
+
 #[tokio::test]
 async fn more_than_a_turn_of_the_driver_moves_comes_through() {
     let mut pair = Pair::new(64 * 1024 * 1024, Config::default()).await;
