@@ -337,7 +337,7 @@ impl<E: End, C: Carrier> Engine<E, C> {
         self.core.deliver(&mut self.link.mux);
         self.core.measure(&self.link.mux);
         self.core.wake();
-        if self.link.mux.is_drained() && sent == Left::Nothing {
+        if self.link.mux.is_drained() && sent == Left::Nothing && !self.link.is_flushing() {
             return Err(Over::new(CloseReason::Drained, GoAwayCode::Shutdown, "drained"));
         }
         let armed = self.arm(cx, now);

@@ -116,6 +116,11 @@ impl<S: Side, C: Carrier> Link<S, C> {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether the carrier still holds something of what it was given.
+    pub(crate) const fn is_flushing(&self) -> bool {
+        self.flushing
+    }
+
     /// Gives the memory back that only a busy tunnel needs.
     pub(crate) fn shrink(&mut self) {
         self.message = Message::default();

@@ -15,7 +15,7 @@ use anyproxy_tunnel::{
     CloseReason, Config, OpenError, PeerError, Request, TunnelError, WebSocket, accept, connect,
 };
 use bytes::{Bytes, BytesMut};
-use support::{Pair, idle_pair, pattern, spawn_echo, tcp, udp, until};
+use support::{Pair, idle_pair, next_open, pattern, spawn_echo, tcp, udp, until};
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex,
 };
@@ -372,6 +372,39 @@ async fn m16_a_client_that_goes_away_disowns_what_it_has_not_seen() {
     drop((near, far));
     assert!(matches!(pair.gateway_driver.await.unwrap(), CloseReason::Drained));
     assert!(matches!(pair.client_driver.await.unwrap(), CloseReason::Drained));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_tunnel_waits_until_a_slow_line_has_taken_its_last_bytes() {
+    let (near, far) = duplex(1_000);
+    let ((gateway, gateway_driver), (_client, mut requests, mut client_driver)) =
+        idle_pair(near, far, Config::default()).await;
+    let gateway_driver = tokio::spawn(gateway_driver);
+    let opening = tokio::spawn(gateway.open(tcp()));
+    let open = async {
+        let mut far = next_open(&mut requests).await.unwrap().accept(OpenOk::default());
+        let (mut near, _) = opening.await.unwrap().unwrap();
+        far.shutdown().await.unwrap();
+        assert_eq!(near.read(&mut [0]).await.unwrap(), 0);
+        (near, far)
+    };
+    let (mut near, mut far) = tokio::select! {
+        ends = open => ends,
+        reason = &mut client_driver => panic!("{reason:?}"),
+    };
+    gateway.drain();
+    // From here on nobody takes anything off the line, for longer than last words may take.
+    near.write_all(&[7; 20_000]).await.unwrap();
+    near.shutdown().await.unwrap();
+    drop(near);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let client_driver = tokio::spawn(client_driver);
+    let mut all = Vec::new();
+    far.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all.len(), 20_000);
+    drop(far);
+    assert!(matches!(gateway_driver.await.unwrap(), CloseReason::Drained));
+    client_driver.await.unwrap();
 }
 
 #[tokio::test]
