@@ -16,6 +16,21 @@ impl Budget {
 
     /// Takes one; `false` when none is left.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
+        self.refill(now);
+        match self.left.checked_sub(1) {
+            Some(left) => self.left = left,
+            None => return false,
+        }
+        true
+    }
+
+    /// Whether so many are left.
+    pub(crate) fn has(&mut self, now: Instant, many: u32) -> bool {
+        self.refill(now);
+        self.left >= many
+    }
+
+    fn refill(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.refilled).as_secs();
         if elapsed > 0 {
             let gained = u32::try_from(elapsed).unwrap_or(u32::MAX).saturating_mul(self.per_second);
@@ -23,11 +38,6 @@ impl Budget {
             // What is left of a second counts towards the next one.
             self.refilled += Duration::from_secs(elapsed);
         }
-        match self.left.checked_sub(1) {
-            Some(left) => self.left = left,
-            None => return false,
-        }
-        true
     }
 }
 

@@ -47,7 +47,8 @@ pub struct Config {
     /// Opens a peer may reset before anybody here has even seen them, at once: 20. Honest gateways never send what
     /// they have cancelled.
     pub max_unseen_resets: u32,
-    /// Opens a peer may reset before they are answered, per second, and eight seconds' worth at once: 500.
+    /// Opens a peer may reset before they are answered, per second, and eight seconds' worth at once: 500. A gateway counts
+    /// what it resets itself and opens nothing for a while, rather than have its client end the tunnel.
     pub cancelled_opens_per_second: u32,
     /// Frames a peer may send that mean nothing here (extensions, repeated fins and go-aways, pongs nobody asked
     /// for), in a burst; one more is allowed each second: 100.

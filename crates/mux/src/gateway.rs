@@ -101,6 +101,9 @@ impl Mux<Gateway> {
         if self.unanswered >= self.config.max_unanswered {
             return Err(OpenError::TooManyUnanswered(self.config.max_unanswered));
         }
+        if self.faults.resting {
+            return Err(OpenError::Congested);
+        }
         if self.control.bytes() + self.side.opens_bytes > self.config.control_bytes / 2 {
             return Err(OpenError::Congested);
         }

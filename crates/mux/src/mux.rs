@@ -87,9 +87,31 @@ pub(crate) struct Faults {
     empty_data: u32,
     caused_resets: u32,
     pub(crate) unseen_resets: u32,
+    /// At a client, opens that the gateway may cancel; at a gateway, what its client will put up with.
     pub(crate) cancelled: Budget,
+    /// What a gateway has cancelled and not yet counted.
+    own_cancelled: u32,
+    /// A gateway opens nothing: if all that is under way were cancelled too, the client would have had enough.
+    pub(crate) resting: bool,
     ignored: Budget,
     pings: Budget,
+}
+
+impl Faults {
+    /// Counts what this end has cancelled as its peer does, who ends the tunnel when it is too much. Enough is kept for all
+    /// that may be under way, and for a second's worth of which the two clocks may differ.
+    fn count_cancelled(&mut self, now: Instant, config: &Config) {
+        if self.own_cancelled == 0 && !self.resting {
+            return;
+        }
+        while self.own_cancelled > 0 && self.cancelled.take(now) {
+            self.own_cancelled -= 1;
+        }
+        let per_second = config.cancelled_opens_per_second;
+        let most = per_second.saturating_mul(CANCEL_BURST) / 2;
+        let reserve = config.max_unanswered.saturating_add(per_second).min(most);
+        self.resting = self.own_cancelled > 0 || !self.cancelled.has(now, reserve);
+    }
 }
 
 /// What a stream costs beside its bytes: its places in the tables, its handle and the task that serves it.
@@ -114,6 +136,8 @@ impl<S: Side> Mux<S> {
                 caused_resets: 0,
                 unseen_resets: 0,
                 cancelled: Budget::new(per_second.saturating_mul(CANCEL_BURST), per_second, now),
+                own_cancelled: 0,
+                resting: false,
                 ignored: Budget::new(config.max_ignored, 1, now),
                 pings: Budget::new(config.max_pings, 1, now),
             },
@@ -209,6 +233,9 @@ impl<S: Side> Mux<S> {
         };
         // The peer knows nothing of a stream whose open never left, and needs no news of one that is over.
         let tell = !stream.is_over() && (stream.known || !stream.unanswered || !S::OPENS);
+        if tell && stream.unanswered {
+            self.faults.own_cancelled += 1;
+        }
         if tell {
             self.control.push(S::Out::stream(id, StreamFrame::Reset(code)));
         }
@@ -312,6 +339,9 @@ impl<S: Side> Mux<S> {
         }
         if let Some(hello) = self.hello.take() {
             return Some(hello);
+        }
+        if S::OPENS {
+            self.faults.count_cancelled(now, &self.config);
         }
         if let Some(frame) = self.go_away.take() {
             return Some(frame);

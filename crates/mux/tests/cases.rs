@@ -617,6 +617,41 @@ fn opens_reset_before_their_answer_are_limited_by_time() {
 }
 
 #[test]
+fn i7_a_gateway_cancels_no_more_opens_than_its_client_puts_up_with() {
+    let (mut gateway, mut client) = (GatewayUnderTest::ready(), ClientUnderTest::ready());
+    let (mut cancelled, mut under_way) = (0, Vec::new());
+    for second in 0..30 {
+        for turn in 1..=5_000 {
+            let full = match gateway.mux.open(open()) {
+                Ok(id) => {
+                    under_way.push(id);
+                    turn == 5_000
+                }
+                Err(OpenError::TooManyUnanswered(_) | OpenError::Congested) => true,
+                Err(other) => panic!("{other}"),
+            };
+            // All that is under way is cancelled at once, which is the worst there is.
+            if full {
+                cancelled += under_way.len();
+                under_way.drain(..).for_each(|id| gateway.mux.reset(id, ResetCode::Cancelled));
+            }
+            for frame in gateway.transmit() {
+                assert_eq!(client.hear(frame), Ok(()), "second {second}, {cancelled} cancelled");
+            }
+            client.events();
+            gateway.events();
+        }
+        for frame in client.transmit() {
+            gateway.hear(frame).unwrap();
+        }
+        gateway.wait(Duration::from_secs(1));
+        // The client's second began later.
+        client.wait(Duration::from_secs(1) - Duration::from_millis(u64::from(second == 0)));
+    }
+    assert!(cancelled > 30 * 400, "{cancelled}: no less than may be");
+}
+
+#[test]
 fn w5_pings_are_answered_once_and_limited() {
     let mut client = ClientUnderTest::ready();
     for number in 1..=20 {
