@@ -24,6 +24,13 @@ pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         let _ = abort;
     }
 
+    /// Ready when the connection is lost, for one that has ended its way here and so says nothing more by that. Where it is
+    /// not known how to tell, never.
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let _ = cx;
+        Poll::Pending
+    }
+
     /// The address the user connected to, where there is one; never an IPv4-mapped one.
     fn local_addr(&self) -> Option<SocketAddr> {
         None

@@ -238,6 +238,12 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
             return Poll::Ready(this.take_broken().map_or(End::Whole, End::TargetLost));
         }
 
+        if this.up.is_over()
+            && let Poll::Ready(error) = this.user.poll_lost(cx)
+        {
+            return Poll::Ready(End::UserLost(error));
+        }
+
         if progress {
             this.last_progress = Instant::now();
         }

@@ -25,10 +25,11 @@ pub struct Config {
     pub max_uri: usize,
     /// How long a request's head may take from its first byte (default: 10 s). Then 408 and the connection's end.
     pub head_timeout: Duration,
-    /// How long a connection may be idle before a request's first byte (default: 75 s).
+    /// How long a connection may be idle before a request's first byte, and how long a user may take nothing of what the
+    /// proxy itself has to say (default: 75 s).
     pub keep_alive_timeout: Duration,
-    /// How long an exchange may go without a byte from or to the user, the wait for the target's first byte (504)
-    /// included (default: 1 h; `None` = for ever). Too short cuts long polls, too long keeps the streams of dead
+    /// How long an exchange may go without a byte from or to the user, the wait for the target's first byte (504) and that
+    /// for a user to take its last one included (default: 1 h; `None` = for ever). Too short cuts long polls, too long keeps the streams of dead
     /// peers.
     pub idle_timeout: Option<Duration>,
     /// How many bytes of chunk extensions and other padding one chunked message may carry besides its data

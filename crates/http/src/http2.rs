@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyproxy_core::{BoxError, ByteStream};
 use anyproxy_front::{Connection, Relay, RelayConfig};
@@ -19,6 +19,7 @@ use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt as _};
 use tracing::debug;
@@ -77,7 +78,8 @@ where
             accepted = poll_fn(|cx| connection.poll_accept(cx)) => match accepted {
                 Some(Ok((request, respond))) => {
                     let service = service.clone();
-                    streams.spawn(exchange(request, respond, service, new_handoff(), config.relay));
+                    let limits = (config.relay, config.idle_timeout);
+                    streams.spawn(exchange(request, respond, service, new_handoff(), limits));
                 }
                 Some(Err(error)) => break Err(error),
                 None => break Ok(()),
@@ -99,7 +101,7 @@ async fn exchange<S, St>(
     mut respond: SendResponse<Bytes>,
     service: S,
     handoff: Handoff<St>,
-    relay: RelayConfig,
+    (relay, idle): (RelayConfig, Option<Duration>),
 ) where
     S: Service<Request<UserBody>, Response = Response<AnswerBody>, Error = BoxError>,
     St: ByteStream,
@@ -108,8 +110,13 @@ async fn exchange<S, St>(
     let (mut parts, body) = request.into_parts();
     parts.version = Version::HTTP_2;
     parts.extensions.insert(handoff.clone());
-    if parts.headers.remove(header::EXPECT).is_some() {
+    let waits = parts
+        .headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if waits {
         // This hop has no reason to make the user wait: flow control does.
+        parts.headers.remove(header::EXPECT);
         let mut go_on = Response::new(());
         *go_on.status_mut() = StatusCode::CONTINUE;
         if respond.send_informational(go_on).is_err() {
@@ -150,12 +157,13 @@ async fn exchange<S, St>(
             debug!(%end, "tunnel closed");
         }
         _ if ends => {}
-        _ => send_body(send, body).await,
+        _ => send_body(send, body, idle).await,
     }
 }
 
-/// Sends a response's body at the user's pace. One that breaks off is reset, never ended.
-async fn send_body(mut send: SendStream<Bytes>, mut body: AnswerBody) {
+/// Sends a response's body at the user's pace, as long as they take something within `idle`. One that breaks off is reset,
+/// never ended.
+async fn send_body(mut send: SendStream<Bytes>, mut body: AnswerBody, idle: Option<Duration>) {
     loop {
         let frame = tokio::select! {
             frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)) => frame,
@@ -165,13 +173,13 @@ async fn send_body(mut send: SendStream<Bytes>, mut body: AnswerBody) {
             None => send.send_data(Bytes::new(), true).map_err(BoxError::from),
             Some(Err(error)) => Err(error),
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => match send_data(&mut send, data, body.is_end_stream()).await {
+                Ok(data) => match send_data(&mut send, data, body.is_end_stream(), idle).await {
                     Ok(()) if body.is_end_stream() => return,
                     sent => {
                         if sent.is_ok() {
                             continue;
                         }
-                        sent.map_err(BoxError::from)
+                        sent
                     }
                 },
                 Err(frame) => {
@@ -186,9 +194,18 @@ async fn send_body(mut send: SendStream<Bytes>, mut body: AnswerBody) {
     }
 }
 
-async fn send_data(send: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), h2::Error> {
+async fn send_data(
+    send: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    last: bool,
+    idle: Option<Duration>,
+) -> Result<(), BoxError> {
     while !data.is_empty() {
-        let room = poll_fn(|cx| poll_room(send, data.len(), cx)).await?;
+        let room = poll_fn(|cx| poll_room(send, data.len(), cx));
+        let room = match idle {
+            Some(idle) => timeout(idle, room).await??,
+            None => room.await?,
+        };
         let piece = data.split_to(room.min(data.len()));
         send.send_data(piece, last && data.is_empty())?;
     }
@@ -235,6 +252,10 @@ impl Tunnel {
 impl Connection for Tunnel {
     fn abort(&mut self) {
         self.send.send_reset(Reason::CONNECT_ERROR);
+    }
+
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.send.poll_reset(cx).map(|reset| reset.map_or_else(broken, |reason| broken(reason.into())))
     }
 }
 

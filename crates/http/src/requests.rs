@@ -271,6 +271,7 @@ impl<M: GatewayStack> Served<M> {
         *response.headers_mut() = headers;
         // To a user of HTTP/1.0, a response without a length ends with the connection.
         let ends_with_connection = parts.version == Version::HTTP_10 && !exchange.has_length();
+        exchange.busy().session().set_delivering();
         if ends_with_connection {
             exchange.busy().session().set_unframed();
         }

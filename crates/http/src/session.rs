@@ -22,6 +22,8 @@ pub(crate) struct Session {
     started: Instant,
     /// When the last request ended, in milliseconds since `started`.
     idle_since: AtomicU64,
+    /// Whether the latest response is a target's.
+    delivering: AtomicBool,
     /// Whether a response has begun that can only end by the connection's end,
     unframed: AtomicBool,
     /// and whether it broke off, which must be seen.
@@ -44,6 +46,7 @@ impl Session {
             turn: AtomicU64::new(0),
             started: Instant::now(),
             idle_since: AtomicU64::new(0),
+            delivering: AtomicBool::new(false),
             unframed: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             wire: AtomicU64::new(0),
@@ -69,6 +72,7 @@ impl Session {
         self.wire.store(0, Ordering::Relaxed);
         self.earned.store(0, Ordering::Relaxed);
         self.chunked.store(chunked, Ordering::Relaxed);
+        self.delivering.store(false, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
         self.turn.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
@@ -80,6 +84,11 @@ impl Session {
 
     fn idle_since(&self) -> Instant {
         self.started + Duration::from_millis(self.idle_since.load(Ordering::Relaxed))
+    }
+
+    /// What the user is given from here on is a target's.
+    pub(crate) fn set_delivering(&self) {
+        self.delivering.store(true, Ordering::Relaxed);
     }
 
     /// The connection's end will be that of its last response.
@@ -177,7 +186,7 @@ impl Timer {
 // === Watched ===
 
 /// A user's connection with the deadlines that a protocol machine above it cannot tell apart: idle, within a head,
-/// within an exchange. Takes itself apart once the machine is done.
+/// within an exchange, while the user takes nothing. Takes itself apart once the machine is done.
 #[derive(Debug)]
 pub(crate) struct Watched<U> {
     inner: U,
@@ -191,6 +200,12 @@ pub(crate) struct Watched<U> {
     checked: Option<Instant>,
     /// Whether bytes came in this turn.
     heard: bool,
+    /// Since when the user has taken nothing of what waits for them,
+    stuck: Option<Instant>,
+    /// and when they last took something after that.
+    taken: Option<Instant>,
+    /// For a user who takes nothing: the machine above does not read meanwhile, and no other limit runs.
+    slow: Timer,
     /// Whether the connection is reset by whoever drops it.
     guarded: bool,
     timer: Timer,
@@ -225,6 +240,9 @@ impl<U> Watched<U> {
             since: None,
             checked: None,
             heard: false,
+            stuck: None,
+            taken: None,
+            slow: Timer::default(),
             guarded: false,
             timer: Timer::default(),
         }
@@ -293,7 +311,15 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
                 self.say_timeout(cx);
                 return Poll::Ready(Ok(()));
             }
-            let since = self.session.idle_since();
+            if let Some(stuck) = self.stuck {
+                // It is not idle while the end of a response waits for it, and nobody tells when that has left.
+                let checked = *self.checked.get_or_insert(stuck);
+                ready!(self.timer.poll(cx, checked + nearest));
+                self.checked = Some(Instant::now());
+                continue;
+            }
+            let ended = self.session.idle_since();
+            let since = self.taken.map_or(ended, |taken| taken.max(ended));
             if !self.session.park.is_empty() {
                 ready!(self.timer.poll(cx, since + nearest));
                 self.session.park.clear();
@@ -301,6 +327,23 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
             // The end of the connection, as far as the machine above is told: it closes in peace.
             return self.timer.poll(cx, since + self.limits.keep_alive).map(Ok);
         }
+    }
+
+    /// Nothing to write: an error when the user has taken nothing for too long. A target's response may wait as long as
+    /// any exchange, what the proxy itself has to say no longer than an idle connection.
+    fn poll_taken<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            if self.stuck.take().is_some() {
+                self.taken = Some(Instant::now());
+            }
+            return result;
+        }
+        let since = *self.stuck.get_or_insert_with(Instant::now);
+        let delivering = self.session.delivering.load(Ordering::Relaxed);
+        let limit = if delivering { self.limits.idle } else { Some(self.limits.keep_alive) };
+        let Some(limit) = limit else { return Poll::Pending };
+        ready!(self.slow.poll(cx, since + limit));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the user takes nothing")))
     }
 
     /// Tells the user why, as far as the connection takes it at once. The machine above sees an end.
@@ -348,6 +391,7 @@ impl<U: Connection> AsyncWrite for Watched<U> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.guard();
         let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        let result = self.poll_taken(cx, result);
         self.wrote(result)
     }
 
@@ -358,6 +402,7 @@ impl<U: Connection> AsyncWrite for Watched<U> {
     ) -> Poll<io::Result<usize>> {
         self.guard();
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        let result = self.poll_taken(cx, result);
         self.wrote(result)
     }
 
@@ -366,10 +411,12 @@ impl<U: Connection> AsyncWrite for Watched<U> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        self.poll_taken(cx, result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let result = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.poll_taken(cx, result)
     }
 }

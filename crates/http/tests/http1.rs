@@ -495,6 +495,45 @@ async fn h23_an_idle_connection_is_closed_in_silence_after_75_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn i10_who_takes_nothing_of_what_the_proxy_has_to_say_is_left_after_75_seconds() {
+    let stage = Stage::with_login("user", "pass");
+    let (near, far) = tokio::io::duplex(8 * 1024);
+    let mut user = User { io: near, kept: None };
+    let (proxy, stop) = (HttpProxy::new(stage.stack()), stage.stop.clone());
+    let served = tokio::spawn(async move { proxy.serve_connection(far, play::source(), &stop).await });
+    let began = tokio::time::Instant::now();
+    // Each is answered with 407, until no more is taken.
+    let asking = async {
+        loop {
+            user.try_say(GET).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(1), asking).await.is_err());
+    tokio::time::timeout(Duration::from_secs(300), served).await.expect("left").unwrap();
+    // What comes late is read for a while, as behind every end.
+    assert!((75..=110).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_may_pause_at_the_end_of_a_response_as_long_as_within_it() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    // More than the pipe to the user holds; what the proxy holds of it is not the target's any more.
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n").await;
+    target.say(&"x".repeat(100_000)).await;
+    tokio::time::sleep(Duration::from_secs(50 * 60)).await;
+    user.head().await;
+    assert_eq!(user.take(100_000).await.len(), 100_000);
+    // And then it is idle as after any other.
+    let began = tokio::time::Instant::now();
+    assert_eq!(user.rest().await, "");
+    assert!((74..=76).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn f4_a_mute_target_is_504_after_the_idle_time() {
     let stage = Stage::open();
     let mut user = stage.user();

@@ -129,6 +129,58 @@ async fn i5_a_cancelled_tunnel_is_no_clean_end() {
 }
 
 #[tokio::test]
+async fn i8_a_tunnel_cancelled_behind_its_own_end_is_given_up() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let (mut send, _receive, mut target) = tunnel(&stage, &mut user).await;
+    send.send_data(Bytes::new(), true).unwrap();
+    assert_eq!(target.rest().await, "");
+    send.send_reset(Reason::CANCEL);
+    // The target says nothing; in memory its end is seen by writing alone.
+    let given_up = async {
+        while target.io.write(&[]).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), given_up).await.expect("nobody listens");
+}
+
+#[tokio::test(start_paused = true)]
+async fn i10_a_response_nobody_takes_is_given_up_though_its_connection_speaks() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let mut pings = user.pings.take().unwrap();
+    let (response, _) = user.ask(get("http://t/"), true);
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").await;
+    let mut body = response.await.unwrap().into_body();
+    let full = async { while target.io.write(&[0; 10_000]).await.is_ok() {} };
+    assert!(tokio::time::timeout(Duration::from_secs(1), full).await.is_err(), "nobody reads");
+    // Nothing moves on the stream for an hour, and on its connection for half of that.
+    for minutes in [30, 29, 2] {
+        assert!(target.io.write(&[]).await.is_ok());
+        tokio::time::sleep(Duration::from_secs(minutes * 60)).await;
+        pings.ping(h2::Ping::opaque()).await.unwrap();
+    }
+    while let Some(Ok(_)) = body.data().await {}
+    assert!(target.io.write(&[0; 10_000]).await.is_err(), "the target is left");
+    let again = user.ask(get("http://t/"), true);
+    stage.target().await;
+    drop(again);
+}
+
+#[tokio::test]
+async fn h14_an_expectation_nobody_knows_is_417() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let mut request = request(Method::POST, "http://t/");
+    request.headers_mut().insert("expect", "a-miracle".parse().unwrap());
+    let response = user.ask(request, true).0.await.unwrap();
+    assert_eq!(response.status(), StatusCode::EXPECTATION_FAILED);
+}
+
+#[tokio::test]
 async fn i5_a_response_that_breaks_off_is_reset() {
     let stage = Stage::open();
     let mut user = connect(&stage).await;
@@ -421,6 +473,7 @@ async fn tls_agrees_on_http_2_or_on_http_1_1() {
 
 struct User {
     requests: SendRequest<Bytes>,
+    pings: Option<h2::PingPong>,
     connection: JoinHandle<Result<(), h2::Error>>,
 }
 
@@ -447,8 +500,9 @@ async fn connect(stage: &Stage) -> User {
         if requests.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
+    let pings = connection.ping_pong();
     let connection = tokio::spawn(connection);
-    User { requests, connection }
+    User { requests, pings, connection }
 }
 
 fn request(method: Method, uri: &str) -> Request<()> {
