@@ -152,6 +152,9 @@ impl<A: Authenticate> Gateway<A> {
         });
         let draining = async {
             stop.cancelled().await;
+            if let Some(ports) = &hall.ports {
+                ports.stop_listening();
+            }
             hall.clients.drain(hall.config.drain_timeout).await;
             hall.ending.cancel();
             if let Some(ports) = &hall.ports {

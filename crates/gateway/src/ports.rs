@@ -15,7 +15,7 @@ use anyproxy_core::{
     Account, Association, BoxDial, ByteStream, Datagrams, Dial, DialService, Front, Host, Identity,
     MAX_DATAGRAM, Target,
 };
-use anyproxy_front::{Connection, Listener, RelayConfig, relay};
+use anyproxy_front::{Connection, Listener, RelayConfig, gone, relay};
 use anyproxy_tunnel::frame::{PortRequest, PortStatus, PortVerdict, Transport};
 use bytes::{Bytes, BytesMut};
 use tokio::net::UdpSocket;
@@ -53,6 +53,9 @@ struct Book {
     dials: BoxDial,
     relay: RelayConfig,
     open: Mutex<HashMap<PortRequest, Holder>>,
+    /// Ends the accepting of connections; those that live go on.
+    deaf: CancellationToken,
+    /// Ends datagrams, which have no connections that could live on.
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -60,6 +63,8 @@ struct Book {
 /// An open port, and how many tunnels of its client hold it.
 struct Holder {
     client: OnlyClient,
+    /// As whom its users dial: of the group that the client serves now.
+    identity: watch::Sender<Identity>,
     tunnels: watch::Sender<usize>,
     /// Closes it at once.
     stop: CancellationToken,
@@ -100,6 +105,7 @@ impl Ports {
             dials: BoxDial::new(dials),
             relay,
             open: Mutex::default(),
+            deaf: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }))
@@ -116,8 +122,14 @@ impl Ports {
         open.iter().map(|(key, holder)| (key.port, name(key.transport), holder.client.id.clone())).collect()
     }
 
+    /// Accepts no more connections.
+    pub(crate) fn stop_listening(&self) {
+        self.0.deaf.cancel();
+    }
+
     /// Closes all ports and waits for their connections.
     pub(crate) async fn close(&self) {
+        self.stop_listening();
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
@@ -164,36 +176,48 @@ impl Ports {
             if holder.client != claim.client() {
                 return Err(PortStatus::Taken);
             }
+            holder.identity.send_if_modified(|identity| {
+                let moves = identity.group() != &*claim.group;
+                if moves {
+                    *identity = identity_of(claim);
+                }
+                moves
+            });
             holder.tunnels.send_modify(|tunnels| *tunnels += 1);
             return Ok(Lease(holder.tunnels.clone()));
         }
-        let (tunnels, stop) = (watch::Sender::new(1), self.0.stop.child_token());
-        self.spawn(claim, request, &tunnels, stop.clone()).map_err(|error| {
+        let ends = match request.transport {
+            Transport::Tcp => &self.0.deaf,
+            Transport::Udp => &self.0.stop,
+        };
+        let holder = Holder {
+            client: claim.client(),
+            identity: watch::Sender::new(identity_of(claim)),
+            tunnels: watch::Sender::new(1),
+            stop: ends.child_token(),
+        };
+        self.spawn(request, &holder).map_err(|error| {
             warn!(client = ?claim.id, port = request.port, %error, "cannot open a client's port");
             if error.kind() == io::ErrorKind::AddrInUse { PortStatus::Taken } else { PortStatus::Failed }
         })?;
         info!(client = ?claim.id, port = request.port, transport = ?request.transport, "opened a client's port");
-        open.insert(request, Holder { client: claim.client(), tunnels: tunnels.clone(), stop });
-        Ok(Lease(tunnels))
+        let lease = Lease(holder.tunnels.clone());
+        open.insert(request, holder);
+        Ok(lease)
     }
 
     /// Binds the port and serves it in a task of its own.
-    fn spawn(
-        &self,
-        claim: &Claim,
-        request: PortRequest,
-        tunnels: &watch::Sender<usize>,
-        stop: CancellationToken,
-    ) -> io::Result<()> {
+    fn spawn(&self, request: PortRequest, holder: &Holder) -> io::Result<()> {
         let address = SocketAddr::new(self.0.address, request.port);
         let port = Port {
             dials: self.0.dials.clone(),
             relay: self.0.relay,
-            identity: Account::new(format!("port:{}", claim.account.name()), [claim.group.clone()]).into(),
-            only: claim.client(),
+            identity: holder.identity.subscribe(),
+            only: holder.client.clone(),
             port: request.port,
         };
-        let unused = unused(self.clone(), request, tunnels.subscribe(), stop.clone());
+        let stop = holder.stop.clone();
+        let unused = unused(self.clone(), request, holder.tunnels.subscribe(), stop.clone());
         match request.transport {
             Transport::Tcp => {
                 let listener = Listener::bind(&[address])?;
@@ -225,6 +249,11 @@ impl fmt::Debug for Ports {
             .field("open", &self.open())
             .finish_non_exhaustive()
     }
+}
+
+/// Who the users of a client's port are.
+fn identity_of(claim: &Claim) -> Identity {
+    Account::new(format!("port:{}", claim.account.name()), [claim.group.clone()]).into()
 }
 
 /// Closes a port when no tunnel has held it for [`KEEP`].
@@ -261,7 +290,7 @@ async fn unused(
 struct Port {
     dials: BoxDial,
     relay: RelayConfig,
-    identity: Identity,
+    identity: watch::Receiver<Identity>,
     only: OnlyClient,
     port: u16,
 }
@@ -273,16 +302,24 @@ impl Port {
             None => Dial::tcp(target, source, Front::PORT),
             Some(association) => Dial::udp(association, target, source, Front::PORT),
         };
-        dial.identity = self.identity.clone();
+        dial.identity = self.identity.borrow().clone();
         dial.extensions.insert(self.only.clone());
         Some(dial)
     }
 
     async fn serve_tcp<U: Connection>(self, mut user: U, source: SocketAddr) {
         let Some(dial) = self.dial(source, None) else { return };
-        match self.dials.dial(dial).await {
+        let mut early = BytesMut::new();
+        let dialled = tokio::select! {
+            dialled = self.dials.dial(dial) => dialled,
+            () = gone(&mut user, &mut early) => {
+                debug!(%source, port = self.port, "the user left before their client answered");
+                return;
+            }
+        };
+        match dialled {
             Ok(stream) => {
-                relay(user, stream, self.relay).await;
+                relay(user, stream, self.relay).with_early(early.freeze()).await;
             }
             Err(error) => {
                 debug!(%source, port = self.port, %error, "connection to a client's port not served");

@@ -141,6 +141,50 @@ async fn datagrams_to_a_granted_port_are_flows_one_for_each_sender() {
     echo.abort();
 }
 
+#[tokio::test]
+async fn a_port_is_of_the_group_that_its_client_serves_now() {
+    let port = free_port();
+    let clients = Clients::default();
+    let (seen, mut groups) = tokio::sync::mpsc::unbounded_channel();
+    let dials = tower::service_fn(move |dial: Dial| {
+        seen.send(dial.identity.group().to_owned()).unwrap();
+        async move { Err::<tokio::io::BufReader<tokio::io::DuplexStream>, _>(BoxError::from(Outcome::NoClient)) }
+    });
+    let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
+    let house = House::build(Config::default(), clients, Some(ports), port);
+    for group in ["blue", "green", "blue"] {
+        let peer = house.connect("east", group, hello("ssh", port, Transport::Tcp)).await.unwrap();
+        assert_eq!(peer.hello.ports[0].status, PortStatus::Open);
+        let _user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        assert_eq!(groups.recv().await.unwrap(), group);
+        peer.tunnel.close();
+        house.until(|house| house.clients.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn i8_a_user_who_leaves_a_port_gives_up_the_dial() {
+    let port = free_port();
+    let (gone, mut given_up) = tokio::sync::mpsc::channel::<()>(1);
+    let dials = tower::service_fn(move |_: Dial| {
+        let gone = gone.clone();
+        async move {
+            gone.send(()).await.unwrap();
+            std::future::pending::<Result<tokio::io::BufReader<tokio::io::DuplexStream>, BoxError>>().await
+        }
+    });
+    let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
+    let house = House::build(Config::default(), Clients::default(), Some(ports), port);
+    let _peer = house.connect("east", "blue", hello("ssh", port, Transport::Tcp)).await.unwrap();
+    let user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    given_up.recv().await.unwrap();
+    let dials = given_up.sender_strong_count();
+    drop(user);
+    while given_up.sender_strong_count() == dials {
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn udp() -> UdpSocket {
     UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port")
 }

@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyproxy_core::{DialService as _, Endpoints as _};
-use anyproxy_front::{Listener, Tls};
-use anyproxy_gateway::{Clients, Config, Gateway};
-use anyproxy_tunnel::frame::{ClientHello, OpenOk};
+use anyproxy_core::{Dial, DialService as _, Endpoints as _};
+use anyproxy_front::{Listener, RelayConfig, Tls};
+use anyproxy_gateway::{Authenticate, Clients, Config, Gateway, Ports};
+use anyproxy_tunnel::frame::{ClientHello, OpenOk, PortRequest, Transport};
 use anyproxy_tunnel::{Config as TunnelConfig, Request, WebSocket};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -55,6 +55,21 @@ struct House {
 }
 
 fn house(authority: &Authority, client_authority: Option<&Authority>) -> House {
+    let clients = Clients::default();
+    house_of(
+        Gateway::new(accounts(1), clients.clone(), Config::default()),
+        clients,
+        authority,
+        client_authority,
+    )
+}
+
+fn house_of<A: Authenticate>(
+    gateway: Gateway<A>,
+    clients: Clients,
+    authority: &Authority,
+    client_authority: Option<&Authority>,
+) -> House {
     let (chain, key) = authority.issue("gw.example");
     let server = ServerConfig::builder();
     let server = match client_authority {
@@ -66,9 +81,7 @@ fn house(authority: &Authority, client_authority: Option<&Authority>) -> House {
     let tls = Tls::new(Arc::new(server.with_single_cert(chain, key).expect("a server")));
     let listener = Listener::bind(&[(Ipv4Addr::LOCALHOST, 0).into()]).expect("a free port");
     let address = listener.local_addr().expect("a bound port");
-    let clients = Clients::default();
     let stop = CancellationToken::new();
-    let gateway = Gateway::new(accounts(1), clients.clone(), Config::default());
     let serving = tokio::spawn(gateway.serve(listener, tls, stop.clone()));
     House { address, clients, stop, serving }
 }
@@ -77,16 +90,60 @@ async fn connect(
     house: &House,
     config: ClientConfig,
 ) -> Result<Peer, Box<dyn std::error::Error + Send + Sync>> {
+    connect_with(house, config, ClientHello::new("room-1", 1)).await
+}
+
+async fn connect_with(
+    house: &House,
+    config: ClientConfig,
+    hello: ClientHello,
+) -> Result<Peer, Box<dyn std::error::Error + Send + Sync>> {
     let tcp = TcpStream::connect(house.address).await?;
     let tls = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("gw.example")?, tcp).await?;
     let carrier = WebSocket::connect(tls, request("east", "blue")).await?;
     let (tunnel, requests, hello, driver) =
-        anyproxy_tunnel::connect(carrier, ClientHello::new("room-1", 1), TunnelConfig::default()).await?;
+        anyproxy_tunnel::connect(carrier, hello, TunnelConfig::default()).await?;
     Ok(Peer { tunnel, requests, hello, driver: tokio::spawn(driver), task: None })
 }
 
 fn trusting(authority: &Authority) -> ClientConfig {
     ClientConfig::builder().with_root_certificates(authority.roots()).with_no_client_auth()
+}
+
+#[tokio::test]
+async fn r6_a_stop_closes_the_ports_of_clients_at_once_and_their_connections_go_on() {
+    let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let clients = Clients::default();
+    let registry = clients.clone();
+    let dials = tower::service_fn(move |dial: Dial| {
+        let client = registry.snapshot(&dial)[0].clone();
+        async move { client.dial(dial).await }
+    });
+    let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
+    let gateway = Gateway::with_ports(accounts(port), clients.clone(), Config::default(), ports);
+    let authority = Authority::new();
+    let house = house_of(gateway, clients, &authority, None);
+    let hello = ClientHello {
+        ports: vec![PortRequest { port, transport: Transport::Tcp }],
+        ..ClientHello::new("room-1", 1)
+    };
+    let echo = connect_with(&house, trusting(&authority), hello).await.unwrap().echo();
+    let mut user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    user.write_all(b"before").await.unwrap();
+    let mut got = [0; 6];
+    user.read_exact(&mut got).await.unwrap();
+    house.stop.cancel();
+    let closed = async {
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), closed).await.expect("no longer open");
+    user.write_all(b"behind").await.unwrap();
+    user.read_exact(&mut got).await.unwrap();
+    drop(user);
+    house.serving.await.unwrap();
+    echo.await.unwrap();
 }
 
 #[tokio::test]

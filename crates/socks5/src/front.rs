@@ -1,5 +1,4 @@
 use std::fmt;
-use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -10,7 +9,9 @@ use std::time::Duration;
 use anyproxy_core::{
     Association, BoxError, ByteStream, Dial, DialService, Front, GatewayStack, Login, Outcome, Target,
 };
-use anyproxy_front::{Connection, DEFAULT_HANDSHAKE_TIMEOUT, Listener, Relay, RelayConfig, farewell, relay};
+use anyproxy_front::{
+    Connection, DEFAULT_HANDSHAKE_TIMEOUT, Listener, Relay, RelayConfig, farewell, gone, relay,
+};
 use bytes::BytesMut;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -24,9 +25,6 @@ use crate::udp::{self, Seats, UdpConfig, UdpDrops, User};
 
 /// What is made room for when a user is read: every message of a handshake fits, and early data mostly.
 const READ: usize = 1024;
-
-/// The most early data taken before the target is connected. Beyond it the user waits, as TCP makes them.
-const EARLY: usize = 16 * 1024;
 
 /// The SOCKS5 front: speaks with users, asks `stack`, relays.
 ///
@@ -351,21 +349,6 @@ impl fmt::Display for Parting {
 async fn say<U: Connection>(user: &mut U, bytes: &[u8]) -> io::Result<()> {
     user.write_all(bytes).await?;
     user.flush().await
-}
-
-/// Ready when the user has gone: by an error, or by an end with nothing said after the request. What they say
-/// meanwhile is kept, and an end behind it is the end of what they say.
-async fn gone<U: Connection>(user: &mut U, early: &mut BytesMut) {
-    while early.len() < EARLY {
-        early.reserve(READ);
-        match user.read_buf(early).await {
-            Ok(0) if early.is_empty() => return,
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(_) => return,
-        }
-    }
-    pending().await
 }
 
 pin_project! {
