@@ -373,9 +373,11 @@ fn others(dial: &Dial) -> impl Iterator<Item = &str> {
 // === impl Present ===
 
 impl Present {
-    /// The clients of the group; for an association without any there, those of the user's next group.
+    /// The clients of the group; for an association without any there that could serve it, those of the user's next group.
     fn serving(&self, group: &str, dial: &Dial) -> Option<&Arc<[Client]>> {
-        [group].into_iter().chain(others(dial)).find_map(|group| self.groups.get(group))
+        let mut groups = [group].into_iter().chain(others(dial));
+        let usable = groups.find(|group| self.serves(group));
+        self.groups.get(usable.unwrap_or(group))
     }
 
     fn serves(&self, group: &str) -> bool {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_core::{
-    Account, Association, Dial, DialService as _, Endpoint as _, Endpoints as _, Fault, Network, Outcome,
-    RulesVersion, Target, TraceParent,
+    Account, Association, Dial, DialService as _, Endpoint as _, Endpoints as _, Fault, Front, Network,
+    Outcome, RulesVersion, Target, TraceParent,
 };
 use anyproxy_gateway::{Clients, Config, OnlyClient};
 use anyproxy_tunnel::frame::{ClientHello, GoAwayCode, OpenErr, OpenErrClass, OpenOk};
@@ -368,4 +368,23 @@ async fn what_is_no_longer_wanted_is_ended() {
     let late = house.connect("east", "blue", ClientHello::new("room-3", 1)).await.map(drop);
     assert!(late.is_err_and(|error| error.to_string().contains("refused")), "{:?}", house.ids("blue"));
     assert_eq!(house.ids("blue"), ["room-2"]);
+}
+
+#[tokio::test]
+async fn an_association_goes_to_the_next_group_while_the_first_one_s_client_drains() {
+    let house = House::new(Config::default());
+    let mut blue = house.client("room-1", 1).await;
+    let _green = house.connect("east", "green", ClientHello::new("room-2", 2)).await.unwrap();
+    let dialling = house.serving("blue")[0].clone().dial(dial("blue"));
+    let dialling = tokio::spawn(dialling);
+    let Some(Request::Open(request)) = blue.requests.next().await else { panic!("no open") };
+    let _far = request.accept(OpenOk::default());
+    let _near = dialling.await.unwrap().unwrap();
+    // It lives on for its stream, and takes no more.
+    blue.tunnel.drain();
+    let mut dial = Dial::associate(Association::new(), support::source(), Front::SOCKS5);
+    dial.identity = Account::new("alice", ["blue", "green"]).into();
+    let goes_on =
+        house.until(|house| house.clients.snapshot(&dial).iter().any(|client| **client.id() == *"room-2"));
+    tokio::time::timeout(Duration::from_secs(5), goes_on).await.expect("the other group's client");
 }
