@@ -1,9 +1,12 @@
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 
 use anyproxy_acl::Policy;
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -41,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
     /// Ends every tunnel at once, and with them all tasks.
     pub(crate) kill: CancellationToken,
+    /// Ends what is still delivered to targets though its tunnel is gone.
+    pub(crate) cut: CancellationToken,
 }
 
 // === impl Client ===
@@ -71,10 +76,23 @@ impl Client {
     pub async fn run(self, stop: CancellationToken) {
         let shared = self.shared;
         let _kill = shared.kill.clone().drop_guard();
-        let pools = shared.config.gateways.iter();
-        join_all(pools.map(|gateway| Pool::new(shared.clone(), gateway.clone(), stop.clone()).keep())).await;
-        shared.tasks.close();
-        shared.tasks.wait().await;
+        let _cut = shared.cut.clone().drop_guard();
+        let work = async {
+            let pools = shared.config.gateways.iter();
+            let pools = pools.map(|gateway| Pool::new(shared.clone(), gateway.clone(), stop.clone()).keep());
+            join_all(pools).await;
+            shared.tasks.close();
+            shared.tasks.wait().await;
+        };
+        let cut = async {
+            stop.cancelled().await;
+            sleep(shared.config.drain_timeout).await;
+            shared.cut.cancel();
+        };
+        tokio::select! {
+            () = work => {}
+            never = async { cut.await; pending::<Infallible>().await } => match never {},
+        }
     }
 }
 
@@ -91,6 +109,7 @@ impl Shared {
             live: Live(watch::Sender::new(0)),
             tasks: TaskTracker::new(),
             kill: CancellationToken::new(),
+            cut: CancellationToken::new(),
             config,
         })
     }

@@ -12,6 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncBufRead as _, AsyncWrite as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::access::AccessLine;
 
@@ -24,12 +25,14 @@ const CHUNKS: usize = 16;
 const READ: usize = 64 * 1024;
 
 /// How long a relay may stand still; `None` = for ever.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Patience {
     /// Without a byte in either direction.
     pub(crate) idle: Option<Duration>,
     /// The same, once one way has ended.
     pub(crate) half_closed: Option<Duration>,
+    /// Ends those that only deliver what a user who is gone had finished: the client has stopped.
+    pub(crate) cut: CancellationToken,
 }
 
 impl Patience {
@@ -108,6 +111,8 @@ pub(crate) struct Relay {
 struct Book {
     line: AccessLine,
     passed: Passed,
+    /// Where the tunnel is gone and the rest of what the user said is still to be delivered.
+    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Drop for Relay {
@@ -159,7 +164,7 @@ impl Relay {
             patience,
             last_progress: Instant::now(),
             timer: None,
-            book: Box::new(Book { line, passed: Passed::default() }),
+            book: Box::new(Book { line, passed: Passed::default(), cut: None }),
         }
     }
 }
@@ -176,6 +181,7 @@ impl Future for Relay {
             down: &mut this.down,
             passed: &mut this.book.passed,
             progress: false,
+            left_over: false,
         };
         let end = match ways.poll_both(cx) {
             Poll::Ready(end) => end,
@@ -183,10 +189,15 @@ impl Future for Relay {
                 if ways.progress {
                     this.last_progress = Instant::now();
                 }
-                let half_closed = this.up.is_over() || this.down.is_over();
-                let deadline = this.patience.deadline(this.last_progress, half_closed);
-                ready!(poll_deadline(&mut this.timer, deadline, cx));
-                if half_closed { End::HalfClosed } else { End::Idle }
+                let left_over = ways.left_over;
+                let half_closed = left_over || this.up.is_over() || this.down.is_over();
+                if left_over && this.poll_cut(cx).is_ready() {
+                    End::UserLost
+                } else {
+                    let deadline = this.patience.deadline(this.last_progress, half_closed);
+                    ready!(poll_deadline(&mut this.timer, deadline, cx));
+                    if half_closed { End::HalfClosed } else { End::Idle }
+                }
             }
         };
         this.finished = end == End::Whole;
@@ -205,6 +216,14 @@ impl Future for Relay {
         }
         this.book.line.ended(&this.book.passed, end);
         Poll::Ready(())
+    }
+}
+
+impl Relay {
+    /// Ready when the client waits for nobody any more. No tunnel is left then that could tell.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let cut = &self.patience.cut;
+        self.book.cut.get_or_insert_with(|| Box::pin(cut.clone().cancelled_owned())).as_mut().poll(cx)
     }
 }
 
@@ -237,6 +256,8 @@ struct Ways<'a> {
     down: &'a mut Way,
     passed: &'a mut Passed,
     progress: bool,
+    /// The stream is gone, and what the user had finished is still to be delivered.
+    left_over: bool,
 }
 
 impl Ways<'_> {
@@ -255,7 +276,8 @@ impl Ways<'_> {
         // A target that takes nothing more, or has nothing to say, must not hide that the user has left. What the user
         // finished before is still delivered.
         let finished = ready!(self.stream.poll_reset(cx));
-        if finished && !self.up.is_over() { Poll::Pending } else { Poll::Ready(End::UserLost) }
+        self.left_over = finished && !self.up.is_over();
+        if self.left_over { Poll::Pending } else { Poll::Ready(End::UserLost) }
     }
 
     /// From the user to the target.

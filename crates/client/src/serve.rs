@@ -53,8 +53,11 @@ pub(crate) async fn serve(
     // As it stands at the front of every stream's name, at both ends.
     let session = format!("{:016x}", hello.session);
     client.tasks.spawn(client.kill.clone().run_until_cancelled_owned(driver));
-    let patience =
-        Patience { idle: client.config.idle_timeout, half_closed: client.config.half_closed_timeout };
+    let patience = Patience {
+        idle: client.config.idle_timeout,
+        half_closed: client.config.half_closed_timeout,
+        cut: client.cut.clone(),
+    };
     let context = Arc::new(Context { client: client.clone(), associations, patience: patience.into() });
     let mut versions = Versions::default();
     // Both go once the tunnel is out of service.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyproxy_acl::{Lists, Pattern, Policy};
 use anyproxy_core::{Credentials, Datagrams, Target};
 use anyproxy_tunnel::frame::{
-    ClientHello, GatewayHello, GoAwayCode, HostRef, Open, OpenErrClass, OpenOk, Transport,
+    ClientHello, GatewayHello, GoAwayCode, HostRef, Open, OpenErrClass, OpenOk, START_WINDOW, Transport,
 };
 use anyproxy_tunnel::{OpenError, Stream, Tunnel, WebSocket, accept, connect};
 use bytes::BytesMut;
@@ -529,6 +529,32 @@ async fn r6_streams_that_do_not_finish_are_cut() {
     assert!(socket.read(&mut [0; 1]).await.is_err());
     world.shared.tasks.close();
     world.shared.tasks.wait().await;
+}
+
+#[tokio::test]
+async fn r6_what_is_left_to_deliver_of_a_lost_tunnel_is_cut_with_the_client() {
+    // A target whose kernel takes less than a window.
+    let listener = tokio::net::TcpSocket::new_v4().unwrap();
+    listener.set_recv_buffer_size(4 * 1024).unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listener.listen(8).unwrap();
+    let target = listener.local_addr().unwrap();
+    let world = World::new(|_| {}).await;
+    let (mut stream, _) = world.open(tcp(target)).await.unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    stream.write_all(&vec![7; START_WINDOW as usize]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    // Behind all of that: so it has arrived.
+    let behind = world.open(tcp(target)).await.unwrap();
+    world.cut.cancel();
+    drop(behind);
+    while world.shared.tasks.len() > 1 {
+        tokio::task::yield_now().await;
+    }
+    world.shared.cut.cancel();
+    world.shared.tasks.close();
+    timeout(Duration::from_secs(5), world.shared.tasks.wait()).await.expect("nobody waits for the target");
+    assert!(socket.read_to_end(&mut Vec::new()).await.is_err(), "no end");
 }
 
 #[test]
