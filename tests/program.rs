@@ -89,6 +89,14 @@ async fn check_says_where_a_mistake_is_and_what_was_meant() -> Result {
         ("log:\n  level: inof\n", ":2:10: unknown value \"inof\", did you mean \"info\"?"),
         ("proxy:\n  http:\n    listen_addr: nowhere\n", ":3:18: "),
         ("gateway:\n  drain_timeout: 5 parsecs\n", ":2:18: "),
+        (
+            "proxy:\n  http: { listen_addr: '127.0.0.1:8080', handshake_timeout: 0s }\n",
+            ":2:9: handshake_timeout is 0, which leaves no time at all",
+        ),
+        (
+            "proxy:\n  http:\n    listen_addr: ':8080'\n    users:\n      - { username: bob, password: '' }\n",
+            ":5:9: password is empty",
+        ),
         ("client:\n  forbidden_hosts:\n    - 10.0.0.0/8\n    - 10.0.0.0/99\n", ":4:7: "),
         ("log: { level: info }\nlog: { level: info }\n", ":2:1: "),
         ("proxy: {\n", ":"),
@@ -112,6 +120,43 @@ async fn a_command_line_that_is_none_is_told_so() -> Result {
         let output = anyproxy(arguments).await?;
         assert_eq!((output.code, &*output.out), (2, ""), "{arguments:?}: {output:?}");
         assert!(output.err.contains("Usage: anyproxy"), "{arguments:?}: {output:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_refuses_what_could_not_work() -> Result {
+    for (key, said) in [
+        ("ping_interval: 500ms", "ping_interval is below 1s"),
+        ("ping_interval: 0s", "ping_interval is below 1s"),
+        ("ping_timeout: 0s", "ping_timeout is 0"),
+        ("connect_timeout: 0s", "gateway: connect_timeout is 0"),
+        ("handshake_timeout: 0s", "gateway: handshake_timeout is 0"),
+        ("auth_password_file: secret.txt", "gateway: give either auth_password or auth_password_file"),
+    ] {
+        let dir = folder(&format!("{GATEWAY}  {key}\n")).await?;
+        let output = on_file(dir.path(), "check", &[]).await?;
+        assert_eq!((output.code, &*output.out), (1, ""), "{key}: {output:?}");
+        assert!(output.err.contains(&format!("file.yaml: {said}")), "{key}: {output:?}");
+    }
+    let dir = folder(&format!("{GATEWAY}  ping_interval: 1s\n")).await?;
+    assert_eq!(on_file(dir.path(), "check", &[]).await?.code, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_hears_is_a_failure_and_no_panic() -> Result {
+    let dir = folder(GATEWAY).await?;
+    let file = dir.path().join("file.yaml").display().to_string();
+    for arguments in [&["completions", "bash"][..], &["check", "--config", &file]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full")?;
+        let status = std::process::Command::new(Program::path()?)
+            .args(arguments)
+            .current_dir(dir.path())
+            .stdout(full)
+            .stderr(std::process::Stdio::null())
+            .status()?;
+        assert_eq!(status.code(), Some(1), "{arguments:?}");
     }
     Ok(())
 }

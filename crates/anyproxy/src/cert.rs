@@ -34,16 +34,21 @@ pub(crate) fn self_signed(names: &[String], lifetime: Duration) -> Result<SelfSi
     Ok(SelfSigned { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// Writes `server.crt` and `server.key`, the key readable by its owner alone. Never replaces a file.
+/// Writes `server.crt` and `server.key`, the key readable by its owner alone: both or, where one is there already, neither.
 pub(crate) fn write(dir: &Path, pair: &SelfSigned) -> io::Result<()> {
     fs::create_dir_all(dir)?;
-    for (name, mode, text) in [("server.key", 0o600, &pair.key), ("server.crt", 0o644, &pair.certificate)] {
-        let path = dir.join(name);
-        let describe =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).map_err(describe)?;
-        file.write_all(text.as_bytes()).map_err(describe)?;
-    }
-    Ok(())
+    let (key, certificate) = (dir.join("server.key"), dir.join("server.crt"));
+    create(&key, 0o600, &pair.key)?;
+    create(&certificate, 0o644, &pair.certificate).inspect_err(|_| {
+        // A key that fits no certificate would stand in the next one's way.
+        let _ = fs::remove_file(&key);
+    })
+}
+
+/// Writes a file that is not there yet.
+fn create(path: &Path, mode: u32, text: &str) -> io::Result<()> {
+    let describe = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(describe)?;
+    file.write_all(text.as_bytes()).map_err(describe)
 }

@@ -7,6 +7,7 @@ use anyproxy_acl::Question;
 use anyproxy_core::{Account, Association, Identity, Network, Target};
 
 use crate::failure::Failure;
+use crate::say;
 use crate::settings::{self, Source};
 use crate::stack;
 
@@ -27,21 +28,19 @@ pub(crate) fn run(
 
     let question = Question { target: &target, network, identity: &identity, front };
     let explanation = gateway.policy.explain(&question);
-    println!("{explanation}");
-    if let Some(client) = &source.file.client {
-        let client = settings::Client::new(&source, client)?;
-        println!("the client of the same file: {}", client.config.rules.explain(&question));
-    }
+    let client =
+        source.file.client.as_ref().map(|client| settings::Client::new(&source, client)).transpose()?;
     let route = stack::route(&gateway.routes, &target, &identity);
-    println!(
-        "group: {}{}",
-        route.as_deref().unwrap_or_else(|| identity.group()),
-        if route.is_some() { ", by gateway.routes" } else { ", the user's own" }
-    );
-    for limit in gateway.limits.describe() {
-        println!("limit: {limit}");
-    }
-    Ok(ExitCode::SUCCESS)
+    let group = route.as_deref().unwrap_or_else(|| identity.group());
+    let whose = if route.is_some() { "by gateway.routes" } else { "the user's own" };
+    say(|out| {
+        writeln!(out, "{explanation}")?;
+        if let Some(client) = client {
+            writeln!(out, "the client of the same file: {}", client.config.rules.explain(&question))?;
+        }
+        writeln!(out, "group: {group}, {whose}")?;
+        gateway.limits.describe().into_iter().try_for_each(|limit| writeln!(out, "limit: {limit}"))
+    })
 }
 
 /// `tcp://host:port` or `udp://host:port`.

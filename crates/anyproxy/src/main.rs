@@ -64,8 +64,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::HashPassword => hash_password(),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "anyproxy", &mut io::stdout());
-            done()
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "anyproxy", &mut script);
+            say(|out| out.write_all(&script))
         }
     }
 }
@@ -81,8 +82,7 @@ fn check(path: &Path) -> Result<ExitCode, Failure> {
     if let Some(client) = &source.file.client {
         settings::Client::new(&source, client)?;
     }
-    println!("{}: ok", path.display());
-    done()
+    say(|out| writeln!(out, "{}: ok", path.display()))
 }
 
 fn hash_password() -> Result<ExitCode, Failure> {
@@ -96,7 +96,13 @@ fn hash_password() -> Result<ExitCode, Failure> {
         .map_err(|error| Failure::of("standard input", error))?;
     let password = secrets::one_line("standard input", line)?;
     let hash = anyproxy_auth::hash_password(&password);
-    writeln!(io::stdout(), "{hash}").map_err(|error| Failure::of("standard output", error))?;
+    say(|out| writeln!(out, "{hash}"))
+}
+
+/// What a command has to say. Nobody there to hear it is a failure like any other.
+fn say(what: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Result<ExitCode, Failure> {
+    let mut out = io::stdout().lock();
+    what(&mut out).and_then(|()| out.flush()).map_err(|error| Failure::of("standard output", error))?;
     done()
 }
 

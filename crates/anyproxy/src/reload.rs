@@ -2,7 +2,7 @@
 //!
 //! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates. What a new
 //! file revokes is refused from then on: requests and logins of users, and tunnels of clients whose account is gone or may
-//! do something else than before. Streams and UDP associations that live go on; an association's new destinations are
+//! do less than before. Streams and UDP associations that live go on; an association's new destinations are
 //! judged by the new rules. Whatever else differs is named in the log and waits for a restart.
 
 use std::collections::BTreeMap;
@@ -150,7 +150,7 @@ impl Running for Gateway {
         self.client_accounts.replace(settings.clients);
         // Last: whoever logged in by the old accounts is among those it looks at, or comes in after it.
         self.clients
-            .retain(move |account| rights.get(&**account.name()).is_some_and(|now| **now == *account));
+            .retain(move |account| rights.get(&**account.name()).is_some_and(|now| now.covers(account)));
         // Those kept for coming requests were dialled under the old rules.
         self.reuse.forget();
         Ok(self.fixed.changed(&fixed))

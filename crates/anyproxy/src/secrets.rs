@@ -11,16 +11,17 @@ use crate::failure::Failure;
 /// The longest secret, in bytes.
 pub(crate) const MAX_SECRET: u64 = 4_096;
 
-/// The secret that stands inline or in the file `path`; `None` where neither is given.
+/// The secret that stands inline or in the file `path`; `None` where neither is given. `mistake` says where both stand.
 pub(crate) fn secret(
     key: &str,
     inline: Option<&Password>,
     path: Option<&str>,
+    mistake: impl FnOnce(String) -> Failure,
 ) -> Result<Option<Secret>, Failure> {
     match (inline, path) {
         (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(Failure::of(key, format!("give either {key} or {key}_file"))),
-        (Some(inline), None) if inline.0.is_empty() => Err(Failure::of(key, "the password is empty")),
+        (Some(_), Some(_)) => Err(mistake(format!("give either {key} or {key}_file"))),
+        (Some(inline), None) if inline.0.is_empty() => Err(mistake(format!("{key} is empty"))),
         (Some(inline), None) => Ok(Some(inline.0.clone())),
         (None, Some(path)) => {
             let mut text = String::new();

@@ -36,3 +36,4 @@ pub use value::{
 
 #[doc(hidden)]
 pub use load::fuzz;
+pub use load::is_variable;

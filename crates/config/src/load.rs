@@ -30,10 +30,7 @@ impl File {
                 Self::parse(&name, &text)?
             }
         };
-        let mut environment: Vec<_> = environment
-            .into_iter()
-            .filter(|(name, _)| name.starts_with(PREFIX) && name.contains("__"))
-            .collect();
+        let mut environment: Vec<_> = environment.into_iter().filter(|(name, _)| is_variable(name)).collect();
         environment.sort();
         for (name, value) in environment {
             file.overlay(Self::variable(&name, &value)?);
@@ -63,6 +60,12 @@ impl File {
         let as_text = Self::parse(name, &nest(&path, &quoted));
         as_text.or_else(|_| Self::parse(name, &nest(&path, value))).map_err(ConfigError::without_place)
     }
+}
+
+/// Whether a variable of this name stands for a key of the file.
+#[must_use]
+pub fn is_variable(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.contains("__")
 }
 
 fn read(path: &Path) -> std::io::Result<String> {

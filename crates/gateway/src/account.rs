@@ -38,6 +38,14 @@ impl ClientAccount {
         &self.name
     }
 
+    /// Whether it is the account that `other` was, and may do all that `other` might.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.name == other.name
+            && other.groups.iter().all(|group| self.may_serve(group))
+            && other.ports.iter().cloned().flatten().all(|port| port == 0 || self.may_open(port))
+    }
+
     /// Whether its clients may serve users of `group`.
     #[must_use]
     pub fn may_serve(&self, group: &str) -> bool {
@@ -87,6 +95,19 @@ mod tests {
         assert!(account.may_serve("green"));
         assert!(!account.may_serve("red") && !account.may_serve(DEFAULT_GROUP));
         assert!(ClientAccount::new("any", [""; 0]).may_serve(DEFAULT_GROUP));
+    }
+
+    #[test]
+    fn an_account_covers_what_may_do_no_more() {
+        let was = ClientAccount::new("east", ["blue", "green"]).with_open_ports([2222..=2222, 8000..=8010]);
+        let now = |groups: &[&'static str], ports: &[RangeInclusive<u16>]| {
+            ClientAccount::new("east", groups.iter().copied()).with_open_ports(ports.iter().cloned())
+        };
+        assert!(was.covers(&was));
+        assert!(now(&["green", "red", "blue"], &[8000..=8004, 8005..=9000, 2222..=2222]).covers(&was));
+        assert!(!now(&["green"], &[1..=u16::MAX]).covers(&was), "a group less");
+        assert!(!now(&["blue", "green"], &[2222..=2222, 8001..=8010]).covers(&was), "a port less");
+        assert!(!ClientAccount::new("west", ["blue", "green"]).with_open_ports([1..=u16::MAX]).covers(&was));
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(super) fn of_front(
         section.defined,
         single(
             source,
+            Some(section.defined.into()),
             front.auth_username.as_deref(),
             front.auth_password.as_ref(),
             front.auth_password_file.as_deref(),
@@ -84,18 +85,23 @@ pub(super) fn check_group(
     }
 }
 
-/// The pair `auth_username`, `auth_password`, if it is given.
+/// The pair `auth_username`, `auth_password`, if it is given: that of the section at `place`, or of the gateway.
 pub(super) fn single(
     source: &Source,
+    place: Option<Place>,
     username: Option<&str>,
     password: Option<&config::Password>,
     file: Option<&str>,
 ) -> Result<Option<User>, Failure> {
-    match (username, secret("auth_password", password, file)?) {
+    let mistake = |what: String| match place {
+        Some(place) => source.mistake(place, what),
+        None => source.wrong(format!("gateway: {what}")),
+    };
+    match (username, secret("auth_password", password, file, mistake)?) {
         (None, None) => Ok(None),
         (Some(username), Some(password)) => Ok(Some(User::plain(username, password))),
-        (Some(_), None) => Err(Failure::of(&source.name, "auth_username without auth_password")),
-        (None, Some(_)) => Err(Failure::of(&source.name, "auth_password without auth_username")),
+        (Some(_), None) => Err(mistake("auth_username without auth_password".to_owned())),
+        (None, Some(_)) => Err(mistake("auth_password without auth_username".to_owned())),
     }
 }
 
@@ -133,7 +139,8 @@ pub(super) fn proof(
     hash: Option<&config::Password>,
 ) -> Result<Proof, Failure> {
     let place = place.into();
-    match (secret("password", password, file)?, hash) {
+    let password = secret("password", password, file, |what| source.mistake(place, what))?;
+    match (password, hash) {
         (Some(password), None) => Ok(Proof::Password(password)),
         (None, Some(hash)) => PasswordHash::parse(hash.0.expose_secret())
             .map(Proof::Hash)

@@ -6,8 +6,8 @@ use anyproxy_config as config;
 use anyproxy_core::{Credentials, Host, Target};
 
 use super::{
-    CONNECT_TIMEOUT, DRAIN_TIMEOUT, HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, Source, duration, rules, tunnel,
-    unless_zero,
+    CONNECT_TIMEOUT, DRAIN_TIMEOUT, HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, Source, duration, positive, rules,
+    tunnel, unless_zero,
 };
 use crate::failure::Failure;
 use crate::{secrets, tls};
@@ -36,7 +36,9 @@ impl Client {
         }
         config.rules = Self::policy(source, section)?;
         config.open_ports = Self::open_ports(source, section)?;
-        config.connect_timeout = duration(section.connect_timeout, CONNECT_TIMEOUT);
+        let wrong = |what| source.wrong(format!("client: {what}"));
+        config.connect_timeout =
+            positive("connect_timeout", section.connect_timeout, CONNECT_TIMEOUT, wrong)?;
         config.idle_timeout = unless_zero(section.idle_timeout, IDLE_TIMEOUT);
         config.half_closed_timeout = unless_zero(section.half_closed_timeout, HALF_CLOSED_TIMEOUT);
         config.drain_timeout = duration(section.drain_timeout, DRAIN_TIMEOUT);
@@ -59,7 +61,8 @@ impl Client {
     fn login(source: &Source, section: &config::Client) -> Result<Credentials, Failure> {
         let username = source.required("client.auth_username", section.auth_username.as_ref())?;
         let file = section.auth_password_file.as_deref();
-        let password = secrets::secret("auth_password", section.auth_password.as_ref(), file)?;
+        let wrong = |what| source.wrong(format!("client: {what}"));
+        let password = secrets::secret("auth_password", section.auth_password.as_ref(), file, wrong)?;
         let password = source.required("client.auth_password", password.as_ref())?;
         Ok(Credentials::new(username.as_str(), password.clone()))
     }

@@ -9,7 +9,7 @@ use anyproxy_auth::Accounts;
 use anyproxy_config::{self as config, ListenAddr, Spanned};
 use rustls::ServerConfig;
 
-use super::{HANDSHAKE_TIMEOUT, Source, accounts, duration};
+use super::{HANDSHAKE_TIMEOUT, Source, accounts, positive};
 use crate::failure::Failure;
 use crate::tls;
 
@@ -154,8 +154,13 @@ impl Front {
             tls,
             accounts,
             group: front.group.clone(),
-            handshake_timeout: duration(front.handshake_timeout, HANDSHAKE_TIMEOUT),
-            keep_alive_timeout: duration(front.keep_alive_timeout, KEEP_ALIVE_TIMEOUT),
+            handshake_timeout: positive("handshake_timeout", front.handshake_timeout, HANDSHAKE_TIMEOUT, at)?,
+            keep_alive_timeout: positive(
+                "keep_alive_timeout",
+                front.keep_alive_timeout,
+                KEEP_ALIVE_TIMEOUT,
+                at,
+            )?,
             udp: Udp::new(front.udp.as_ref(), &at)?,
             passthrough: Passthrough::default(),
         })
@@ -191,7 +196,12 @@ impl Front {
             tls: None,
             accounts: None,
             group: group.clone(),
-            handshake_timeout: duration(*handshake_timeout, HANDSHAKE_TIMEOUT),
+            handshake_timeout: positive(
+                "handshake_timeout",
+                *handshake_timeout,
+                HANDSHAKE_TIMEOUT,
+                |what| at(&what),
+            )?,
             keep_alive_timeout: KEEP_ALIVE_TIMEOUT,
             udp: Udp { enabled: false, advertise_addr: None, idle_timeout: UDP_IDLE_TIMEOUT },
             passthrough: Passthrough { hosts: hosts.iter().map(|host| host.value.0.clone()).collect(), port },
@@ -206,7 +216,7 @@ impl Udp {
         Ok(Self {
             enabled: udp.enabled.unwrap_or(true),
             advertise_addr: udp.advertise_addr.map(address).transpose()?,
-            idle_timeout: duration(udp.idle_timeout, UDP_IDLE_TIMEOUT),
+            idle_timeout: positive("udp: idle_timeout", udp.idle_timeout, UDP_IDLE_TIMEOUT, at)?,
         })
     }
 }

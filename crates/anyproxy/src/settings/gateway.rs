@@ -19,7 +19,7 @@ use super::accounts::{Placed, Proof};
 use super::rules::Route;
 use super::{
     CONNECT_TIMEOUT, DRAIN_TIMEOUT, Front, HALF_CLOSED_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Source,
-    accounts, duration, rules, tunnel, unless_zero,
+    accounts, duration, positive, rules, tunnel, unless_zero,
 };
 use crate::failure::Failure;
 use crate::stack::Rights;
@@ -64,7 +64,8 @@ impl Gateway {
         let cert = source.required("gateway.tls_cert", section.tls_cert.as_ref())?;
         let key = source.required("gateway.tls_key", section.tls_key.as_ref())?;
         let (clients, client_accounts) = Self::clients(source, section)?;
-        let connect_timeout = duration(section.connect_timeout, CONNECT_TIMEOUT);
+        let wrong = |what| source.wrong(format!("gateway: {what}"));
+        let connect_timeout = positive("connect_timeout", section.connect_timeout, CONNECT_TIMEOUT, wrong)?;
         let lists = rules::lists(
             source,
             section.forbidden_hosts.as_ref(),
@@ -92,7 +93,12 @@ impl Gateway {
                 idle_timeout: unless_zero(section.idle_timeout, IDLE_TIMEOUT),
                 half_closed_timeout: unless_zero(section.half_closed_timeout, HALF_CLOSED_TIMEOUT),
             },
-            handshake_timeout: duration(section.handshake_timeout, HANDSHAKE_TIMEOUT),
+            handshake_timeout: positive(
+                "handshake_timeout",
+                section.handshake_timeout,
+                HANDSHAKE_TIMEOUT,
+                wrong,
+            )?,
             // The client is told two thirds of it.
             open_timeout: connect_timeout + connect_timeout / 2,
             drain_timeout: duration(section.drain_timeout, DRAIN_TIMEOUT),
@@ -105,7 +111,7 @@ impl Gateway {
         let mut rights = Rights::new();
         let username = section.auth_username.as_deref();
         let file = section.auth_password_file.as_deref();
-        if let Some(user) = accounts::single(source, username, section.auth_password.as_ref(), file)? {
+        if let Some(user) = accounts::single(source, None, username, section.auth_password.as_ref(), file)? {
             let account = ClientAccount::new(user.username.as_str(), std::iter::empty::<&str>());
             rights.insert(user.username.clone(), Arc::new(account));
             users.extend(Place::default(), Some(user));

@@ -34,6 +34,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The least that streams may hold: a window or two.
 const LEAST_MEMORY: u64 = 1024 * 1024;
+/// The least between two pings: whoever gets more of them takes that for a flood, and ends the tunnel.
+const LEAST_PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A file, and what its mistakes are reported under.
 pub(crate) struct Source {
@@ -46,8 +48,7 @@ pub(crate) struct Source {
 impl Source {
     /// Reads the file at `path`, and lays the environment over it.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, Failure> {
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let environment = environment()?;
         let name = path.map_or_else(|| "environment".to_owned(), |path| path.display().to_string());
         let file = File::load(path, environment)?;
         Ok(Self { file, name: name.into(), path: path.map(Path::to_owned) })
@@ -58,15 +59,44 @@ impl Source {
         ConfigError::at(&*self.name, place, what).into()
     }
 
+    /// A mistake whose key tells its place.
+    pub(crate) fn wrong(&self, what: impl Into<String>) -> Failure {
+        ConfigError::new(&*self.name, what).into()
+    }
+
     /// The value of a key that cannot be left out.
     pub(crate) fn required<'a, T>(&self, key: &str, value: Option<&'a T>) -> Result<&'a T, Failure> {
-        value.ok_or_else(|| ConfigError::new(&*self.name, format!("the key \"{key}\" is missing")).into())
+        value.ok_or_else(|| self.wrong(format!("the key \"{key}\" is missing")))
     }
+}
+
+/// The variables that may lie over the file.
+fn environment() -> Result<Vec<(String, String)>, Failure> {
+    let named = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    // Those that are no text belong to others, unless their names say otherwise.
+    named
+        .filter(|(name, value)| value.to_str().is_some() || anyproxy_config::is_variable(name))
+        .map(|(name, value)| match value.into_string() {
+            Ok(value) => Ok((name, value)),
+            Err(_) => Err(Failure::of(name, "its value is not UTF-8")),
+        })
+        .collect()
 }
 
 /// A key's duration, or its default.
 fn duration(value: Option<anyproxy_config::Duration>, default: Duration) -> Duration {
     value.map_or(default, |value| value.0)
+}
+
+/// The same where 0 would leave no time at all, which is a mistake.
+fn positive(
+    key: &str,
+    value: Option<anyproxy_config::Duration>,
+    default: Duration,
+    mistake: impl FnOnce(String) -> Failure,
+) -> Result<Duration, Failure> {
+    let value = duration(value, default);
+    if value.is_zero() { Err(mistake(format!("{key} is 0, which leaves no time at all"))) } else { Ok(value) }
 }
 
 /// The same where 0 means for ever.
@@ -83,10 +113,14 @@ fn tunnel(
 ) -> Result<anyproxy_tunnel::Config, Failure> {
     let mut config = anyproxy_tunnel::Config::default();
     config.mux.ping_interval = duration(ping_interval, config.mux.ping_interval);
-    config.mux.ping_timeout = duration(ping_timeout, config.mux.ping_timeout);
+    if config.mux.ping_interval < LEAST_PING_INTERVAL {
+        return Err(source.wrong("ping_interval is below 1s, which the other end takes for a flood"));
+    }
+    let wrong = |what| source.wrong(what);
+    config.mux.ping_timeout = positive("ping_timeout", ping_timeout, config.mux.ping_timeout, wrong)?;
     let limit = memory_limit.map_or_else(|| process::memory() / 2, |limit| limit.0);
     if limit < LEAST_MEMORY {
-        return Err(Failure::of(&source.name, "memory_limit is below 1MiB: hardly a stream would move"));
+        return Err(source.wrong("memory_limit is below 1MiB: hardly a stream would move"));
     }
     config.memory = Memory::new(limit);
     Ok(config)
