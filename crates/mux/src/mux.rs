@@ -101,9 +101,6 @@ impl Faults {
     /// Counts what this end has cancelled as its peer does, who ends the tunnel when it is too much. Enough is kept for all
     /// that may be under way, and for a second's worth of which the two clocks may differ.
     fn count_cancelled(&mut self, now: Instant, config: &Config) {
-        if self.own_cancelled == 0 && !self.resting {
-            return;
-        }
         while self.own_cancelled > 0 && self.cancelled.take(now) {
             self.own_cancelled -= 1;
         }
@@ -340,7 +337,7 @@ impl<S: Side> Mux<S> {
         if let Some(hello) = self.hello.take() {
             return Some(hello);
         }
-        if S::OPENS {
+        if S::OPENS && (self.faults.own_cancelled > 0 || self.faults.resting) {
             self.faults.count_cancelled(now, &self.config);
         }
         if let Some(frame) = self.go_away.take() {
