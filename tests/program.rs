@@ -2,6 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -145,6 +146,19 @@ async fn check_refuses_what_could_not_work() -> Result {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_variable_that_is_no_text_is_refused_by_its_name() -> Result {
+    let dir = folder(GATEWAY).await?;
+    for (name, code) in [("ANYPROXY_GATEWAY__AUTH_PASSWORD", 1), ("ANOTHER_S", 0)] {
+        let mut program = Program::command(&["check", "--config", "file.yaml"])?;
+        program.current_dir(dir.path()).env(name, std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        let output = run(program).await?;
+        assert_eq!(output.code, code, "{output:?}");
+        assert!(code == 0 || output.err.contains(&format!("{name}: its value is not UTF-8")), "{output:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_hears_is_a_failure_and_no_panic() -> Result {
     let dir = folder(GATEWAY).await?;
     let file = dir.path().join("file.yaml").display().to_string();
@@ -181,6 +195,7 @@ async fn cert_writes_a_pair_for_its_owner_and_replaces_nothing() -> Result {
     std::fs::remove_file(certs.join("server.key"))?;
     assert_eq!(anyproxy(&again).await?.code, 1);
     assert_eq!(read("server.crt")?, before.0);
+    assert!(!certs.join("server.key").exists(), "nor to add another half that does not fit");
 
     let mut openssl = tool("openssl");
     openssl
