@@ -88,10 +88,11 @@ impl Client {
             stop.cancelled().await;
             sleep(shared.config.drain_timeout).await;
             shared.cut.cancel();
+            pending::<Infallible>().await
         };
         tokio::select! {
             () = work => {}
-            never = async { cut.await; pending::<Infallible>().await } => match never {},
+            never = cut => match never {},
         }
     }
 }

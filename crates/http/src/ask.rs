@@ -173,7 +173,7 @@ fn framing(parts: &Parts, body: &impl Body<Data = Bytes>) -> Result<RequestBody,
 }
 
 /// `Expect: 100-continue` or nothing (RFC 9110 section 10.1.1).
-fn expects_continue(parts: &Parts) -> Result<bool, Refusal> {
+pub(crate) fn expects_continue(parts: &Parts) -> Result<bool, Refusal> {
     let mut values = parts.headers.get_all(header::EXPECT).iter();
     let Some(value) = values.next().filter(|_| parts.version != Version::HTTP_10) else { return Ok(false) };
     if values.next().is_some() || !value.as_bytes().eq_ignore_ascii_case(b"100-continue") {

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt as _};
 use tracing::debug;
 
+use crate::ask::expects_continue;
 use crate::body::UserBody;
 use crate::config::Config;
 use crate::proxy::AnswerBody;
@@ -110,11 +111,8 @@ async fn exchange<S, St>(
     let (mut parts, body) = request.into_parts();
     parts.version = Version::HTTP_2;
     parts.extensions.insert(handoff.clone());
-    let waits = parts
-        .headers
-        .get(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    if waits {
+    // What else is expected is refused with the rest of the head.
+    if matches!(expects_continue(&parts), Ok(true)) {
         // This hop has no reason to make the user wait: flow control does.
         parts.headers.remove(header::EXPECT);
         let mut go_on = Response::new(());

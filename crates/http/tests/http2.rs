@@ -171,7 +171,7 @@ async fn i10_a_response_nobody_takes_is_given_up_though_its_connection_speaks() 
 }
 
 #[tokio::test]
-async fn h14_an_expectation_nobody_knows_is_417() {
+async fn h17_an_expectation_nobody_knows_is_417() {
     let stage = Stage::open();
     let mut user = connect(&stage).await;
     let mut request = request(Method::POST, "http://t/");

@@ -61,7 +61,8 @@ pub struct Config {
     /// How long the peer's hello may take: 10 s.
     pub hello_timeout: Duration,
     /// Time between pings, after eight at the start that measure how far away the peer is: 20 s. Shorter finds dead
-    /// peers sooner and costs wake-ups.
+    /// peers sooner and costs wake-ups; below a second it is more than a peer allows
+    /// ([`max_pings`](Self::max_pings)).
     pub ping_interval: Duration,
     /// How long a ping may stay without an answer before the peer is dead: 10 s.
     pub ping_timeout: Duration,

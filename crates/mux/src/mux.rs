@@ -230,10 +230,8 @@ impl<S: Side> Mux<S> {
         };
         // The peer knows nothing of a stream whose open never left, and needs no news of one that is over.
         let tell = !stream.is_over() && (stream.known || !stream.unanswered || !S::OPENS);
-        if tell && stream.unanswered {
-            self.faults.own_cancelled += 1;
-        }
         if tell {
+            self.faults.own_cancelled += u32::from(S::OPENS && stream.unanswered);
             self.control.push(S::Out::stream(id, StreamFrame::Reset(code)));
         }
         self.end(id);

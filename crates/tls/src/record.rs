@@ -13,7 +13,7 @@ pub(crate) const MAX_CONTENT: usize = 1 << 14;
 pub(crate) const OVERHEAD: usize = HEAD + 1 + TAG;
 
 /// The longest record there is, padding included (section 5.2).
-pub(crate) const MAX_RECORD: usize = HEAD + MAX_CONTENT + 256;
+const MAX_RECORD: usize = HEAD + MAX_CONTENT + 256;
 
 /// The legacy kind and version, and the length of what follows.
 pub(crate) const HEAD: usize = 5;

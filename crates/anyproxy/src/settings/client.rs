@@ -53,7 +53,7 @@ impl Client {
         let identity = match (&section.tls_cert, &section.tls_key) {
             (None, None) => None,
             (Some(cert), Some(key)) => Some((tls::certificates(cert)?, tls::private_key(key)?)),
-            _ => return Err(Failure::of(&source.name, "client.tls_cert and client.tls_key belong together")),
+            _ => return Err(source.wrong("client.tls_cert and client.tls_key belong together")),
         };
         ClientTls::new(anchors, identity).map_err(|error| Failure::of("client", error))
     }

@@ -85,9 +85,9 @@ impl Gateway {
             limits: Limits::new(source, section)?,
             open_ports_addr: match &section.open_ports_addr {
                 None => Ipv4Addr::LOCALHOST.into(),
-                Some(text) => text.parse().map_err(|_| {
-                    Failure::of(&source.name, format!("open_ports_addr: {text:?} is not an address"))
-                })?,
+                Some(text) => text
+                    .parse()
+                    .map_err(|_| source.wrong(format!("open_ports_addr: {text:?} is not an address")))?,
             },
             relay: RelayConfig {
                 idle_timeout: unless_zero(section.idle_timeout, IDLE_TIMEOUT),
@@ -150,7 +150,7 @@ impl Gateway {
         if users.is_empty() {
             let what =
                 "clients need an account: give gateway.auth_username and auth_password, or gateway.clients";
-            return Err(Failure::of(&source.name, what));
+            return Err(source.wrong(what));
         }
         Ok((users.check(source)?, rights))
     }
@@ -161,9 +161,8 @@ impl Limits {
         let limits = section.limits.clone().unwrap_or_default();
         let queue = limits.queue.unwrap_or_default();
         let balance = section.balance.clone().unwrap_or_default();
-        let wrong = |what: &str| Failure::of(&source.name, what);
         let at_least_one = |key: &str, value: Option<usize>| match value {
-            Some(0) => Err(wrong(&format!("gateway.limits.{key} is 0: nobody could connect"))),
+            Some(0) => Err(source.wrong(format!("gateway.limits.{key} is 0: nobody could connect"))),
             value => Ok(value),
         };
         Ok(Self {
@@ -175,18 +174,20 @@ impl Limits {
             rate: limits
                 .rate
                 .map(|rate| {
-                    quota(&rate)
-                        .ok_or_else(|| wrong("gateway.limits.rate needs per_second and burst of 1 or more"))
+                    quota(&rate).ok_or_else(|| {
+                        source.wrong("gateway.limits.rate needs per_second and burst of 1 or more")
+                    })
                 })
                 .transpose()?,
             bandwidth: limits
                 .bandwidth
                 .map(|limit| {
                     bandwidth(&limit)
-                        .ok_or_else(|| wrong("gateway.limits.bandwidth of 0: nothing could travel"))
+                        .ok_or_else(|| source.wrong("gateway.limits.bandwidth of 0: nothing could travel"))
                 })
                 .transpose()?,
-            balance: self::balance(&balance).ok_or_else(|| wrong("gateway.balance.retries is at most 2"))?,
+            balance: self::balance(&balance)
+                .ok_or_else(|| source.wrong("gateway.balance.retries is at most 2"))?,
         })
     }
 

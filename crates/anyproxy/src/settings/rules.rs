@@ -122,7 +122,7 @@ fn networks(source: &Source, protocols: &[config::Protocol]) -> Result<Networks,
         .iter()
         .map(|protocol| network(*protocol))
         .reduce(|all, more| all | more)
-        .ok_or_else(|| Failure::of(&source.name, "protocols is empty: nothing could travel"))
+        .ok_or_else(|| source.wrong("protocols is empty: nothing could travel"))
 }
 
 const fn network(protocol: config::Protocol) -> Networks {
