@@ -12,7 +12,8 @@ use crate::relay::{End, Passed};
 /// The most bytes of one field of foreign text in a log line.
 const MAX_FIELD: usize = 512;
 
-/// The line that is written when a stream ends, or was not opened at all.
+/// The line that is written when a stream ends, or was not opened at all: once the target was reached, it is written by
+/// its drop, so that what is cut off in the middle has one, too.
 ///
 /// A stream keeps it for its whole life, so the words that the gateway told are one allocation: escaped, which
 /// leaves no line feed in them, and joined by line feeds.
@@ -25,6 +26,18 @@ pub(crate) struct AccessLine {
     network: &'static str,
     begun: Instant,
     opened: Option<Instant>,
+    /// What has passed so far.
+    pub(crate) passed: Passed,
+    /// How it ended: abandoned, as long as nobody knows better.
+    pub(crate) end: End,
+}
+
+impl Drop for AccessLine {
+    fn drop(&mut self) {
+        if self.opened.is_some() {
+            self.write("ok", Some(self.end.as_str()), None);
+        }
+    }
 }
 
 impl AccessLine {
@@ -50,7 +63,16 @@ impl AccessLine {
             Network::Tcp => "tcp",
             Network::Udp { .. } => "udp",
         };
-        Self { client, stream, words: words.into(), network, begun: Instant::now(), opened: None }
+        Self {
+            client,
+            stream,
+            words: words.into(),
+            network,
+            begun: Instant::now(),
+            opened: None,
+            passed: Passed::default(),
+            end: End::UserLost,
+        }
     }
 
     /// The target was reached. How long that took, in microseconds, for the gateway.
@@ -65,18 +87,13 @@ impl AccessLine {
         microseconds(self.begun.elapsed())
     }
 
-    /// The stream has ended.
-    pub(crate) fn ended(&self, passed: &Passed, end: End) {
-        self.write(passed, "ok", Some(end.as_str()), None);
-    }
-
     /// There was no stream: the class of failure, and more words if there are any.
     pub(crate) fn refused(&self, outcome: &'static str, reason: &str) {
         let reason = (!reason.is_empty()).then(|| Escaped(reason).to_string());
-        self.write(&Passed::default(), outcome, None, reason.as_deref());
+        self.write(outcome, None, reason.as_deref());
     }
 
-    fn write(&self, passed: &Passed, outcome: &'static str, end: Option<&'static str>, reason: Option<&str>) {
+    fn write(&self, outcome: &'static str, end: Option<&'static str>, reason: Option<&str>) {
         let mut words = self.words.split('\n').map(|word| (!word.is_empty()).then_some(word));
         let mut word = || words.next().flatten();
         let (front, user, group, source, target) = (word(), word(), word(), word(), word());
@@ -90,10 +107,10 @@ impl AccessLine {
             network = self.network,
             target,
             client = &*self.client,
-            bytes_up = passed.up,
-            bytes_down = passed.down,
+            bytes_up = self.passed.up,
+            bytes_down = self.passed.down,
             open_ms = self.opened.map(|opened| milliseconds(opened - self.begun)),
-            first_byte_ms = passed.first.map(|first| milliseconds(first.saturating_duration_since(self.begun))),
+            first_byte_ms = self.passed.first.map(|first| milliseconds(first.saturating_duration_since(self.begun))),
             total_ms = milliseconds(self.begun.elapsed()),
             outcome,
             end,

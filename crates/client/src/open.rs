@@ -17,7 +17,7 @@ use tracing::Instrument as _;
 use crate::access::AccessLine;
 use crate::judge::Judge;
 use crate::race;
-use crate::relay::{Passed, Relay};
+use crate::relay::Relay;
 use crate::serve::Context;
 use crate::udp::{self, Association, Flow, Port};
 
@@ -30,17 +30,13 @@ pub(crate) fn serve(context: Arc<Context>, request: OpenRequest, policy: Option<
             Reached::Tcp(target, _) => {
                 Serving::Relaying(Relay::new(stream, target, context.patience.clone(), line))
             }
-            Reached::Association(association) => Serving::Datagrams(Box::pin(async move {
-                let end = udp::keep(association, stream).await;
-                line.ended(&Passed::default(), end);
-            })),
+            Reached::Association(association) => {
+                Serving::Datagrams(Box::pin(udp::keep(association, stream, line)))
+            }
             Reached::Udp(association, port, destination) => {
                 let idle = context.client.config.udp_idle_timeout;
-                Serving::Datagrams(Box::pin(async move {
-                    let mut flow = Flow::new(association, port, destination, stream);
-                    let end = flow.run(idle).await;
-                    line.ended(&flow.passed(), end);
-                }))
+                let flow = Flow::new(association, port, destination, stream, line);
+                Serving::Datagrams(Box::pin(flow.run(idle)))
             }
         })
     }))

@@ -89,6 +89,7 @@ pub(crate) struct Passed {
 /// Bytes both ways between a stream of the tunnel and a target, as a future.
 ///
 /// - An end is passed on as an end, and the other way goes on; a failure is passed on as a reset, and ends both.
+/// - What a user had finished before is delivered all the same, whatever the target says meanwhile.
 /// - It holds no buffer: it borrows the thread's while it reads from the target, which it does only when the
 ///   tunnel has room, and to the target it writes straight from the chunks the tunnel received.
 /// - Dropped before it is ready, it resets both sides. So does the death of the process: no target takes a part for
@@ -107,10 +108,9 @@ pub(crate) struct Relay {
     book: Box<Book>,
 }
 
-/// What is written when it ends.
 struct Book {
+    /// Written when it ends.
     line: AccessLine,
-    passed: Passed,
     /// Where the tunnel is gone and the rest of what the user said is still to be delivered.
     cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
@@ -136,11 +136,15 @@ enum Way {
     Torn,
     /// The target failed; what it said before is on its way, and then the gateway is shown a reset.
     Failing,
+    /// The user is gone; what the target says is read and thrown away, so that it goes on reading.
+    Discarding,
+    /// The user is gone, and the target has nothing more to say.
+    Unheard,
 }
 
 impl Way {
     const fn is_over(self) -> bool {
-        matches!(self, Self::Ended | Self::Deaf | Self::Torn)
+        matches!(self, Self::Ended | Self::Deaf | Self::Torn | Self::Unheard)
     }
 }
 
@@ -152,7 +156,7 @@ fn abort_when_lost(target: &TcpStream, abort: bool) {
 }
 
 impl Relay {
-    /// Carries bytes between `stream` and `target`, and writes `line` at the end.
+    /// Carries bytes between `stream` and `target`, and says in `line` how it went.
     pub(crate) fn new(stream: Stream, target: TcpStream, patience: Arc<Patience>, line: AccessLine) -> Self {
         abort_when_lost(&target, true);
         Self {
@@ -164,7 +168,7 @@ impl Relay {
             patience,
             last_progress: Instant::now(),
             timer: None,
-            book: Box::new(Book { line, passed: Passed::default(), cut: None }),
+            book: Box::new(Book { line, cut: None }),
         }
     }
 }
@@ -179,7 +183,7 @@ impl Future for Relay {
             target: &mut this.target,
             up: &mut this.up,
             down: &mut this.down,
-            passed: &mut this.book.passed,
+            passed: &mut this.book.line.passed,
             progress: false,
             left_over: false,
         };
@@ -200,9 +204,10 @@ impl Future for Relay {
                 }
             }
         };
-        this.finished = end == End::Whole;
+        this.finished = end == End::Whole || (end == End::UserLost && this.up == Way::Ended);
         if this.finished {
-            // The target was told of the end, and what is still on its way to it belongs to it.
+            // The target was told of the user's end, and what is still on its way to it belongs to it. Should it have
+            // something to say to a user who is gone, the kernel shows it a reset.
             abort_when_lost(&this.target, false);
         }
         if let Some(stream) = this.stream.take() {
@@ -214,7 +219,7 @@ impl Future for Relay {
                 End::Idle | End::HalfClosed => stream.reset(ResetCode::Idle),
             }
         }
-        this.book.line.ended(&this.book.passed, end);
+        this.book.line.end = end;
         Poll::Ready(())
     }
 }
@@ -270,21 +275,38 @@ impl Ways<'_> {
         }
         match (*self.up, *self.down) {
             (Way::Ended, Way::Ended) => return Poll::Ready(End::Whole),
+            (up, Way::Discarding | Way::Unheard) if up.is_over() => return Poll::Ready(End::UserLost),
             (up, down) if up.is_over() && down.is_over() => return Poll::Ready(End::TargetLost),
             _ => {}
         }
         // A target that takes nothing more, or has nothing to say, must not hide that the user has left. What the user
         // finished before is still delivered.
         let finished = ready!(self.stream.poll_reset(cx));
+        if finished && *self.down == Way::Open {
+            *self.down = Way::Discarding;
+            // What it has said already, too: a socket that is closed with something unread is reset.
+            let _ = self.poll_down(cx);
+        }
         self.left_over = finished && !self.up.is_over();
         if self.left_over { Poll::Pending } else { Poll::Ready(End::UserLost) }
+    }
+
+    /// The user is gone, as the way down has found: how that goes on, if there is something left to deliver.
+    fn unheard(&mut self, cx: &mut Context<'_>, down: Way) -> Result<(), End> {
+        if self.up.is_over() || self.stream.poll_reset(cx) != Poll::Ready(true) {
+            return Err(End::UserLost);
+        }
+        *self.down = down;
+        Ok(())
     }
 
     /// From the user to the target.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         for _ in 0..TURNS {
             match *self.up {
-                Way::Ended | Way::Deaf | Way::Torn | Way::Failing => return Poll::Ready(Ok(())),
+                Way::Ended | Way::Deaf | Way::Torn | Way::Failing | Way::Discarding | Way::Unheard => {
+                    return Poll::Ready(Ok(()));
+                }
                 Way::Ending => {
                     *self.up = match ready!(Pin::new(&mut *self.target).poll_shutdown(cx)) {
                         Ok(()) => Way::Ended,
@@ -323,18 +345,28 @@ impl Ways<'_> {
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         for _ in 0..TURNS {
             match *self.down {
-                Way::Ended | Way::Deaf | Way::Torn => return Poll::Ready(Ok(())),
+                Way::Ended | Way::Deaf | Way::Torn | Way::Unheard => return Poll::Ready(Ok(())),
+                Way::Discarding => match ready!(poll_read_bytes(Pin::new(&mut *self.target), cx, READ)) {
+                    Ok(data) if !data.is_empty() => {}
+                    _ => *self.down = Way::Unheard,
+                },
                 Way::Failing => {
                     ready!(self.stream.poll_sent(cx)).map_err(|_| End::UserLost)?;
                     return Poll::Ready(Err(End::TargetLost));
                 }
                 Way::Ending => {
-                    ready!(Pin::new(&mut *self.stream).poll_shutdown(cx)).map_err(|_| End::UserLost)?;
+                    if ready!(Pin::new(&mut *self.stream).poll_shutdown(cx)).is_err() {
+                        self.unheard(cx, Way::Unheard)?;
+                        continue;
+                    }
                     self.progress = true;
                     *self.down = Way::Ended;
                 }
                 Way::Open => {
-                    let room = ready!(self.stream.poll_room(cx)).map_err(|_| End::UserLost)?;
+                    let Ok(room) = ready!(self.stream.poll_room(cx)) else {
+                        self.unheard(cx, Way::Discarding)?;
+                        continue;
+                    };
                     let Ok(mut data) =
                         ready!(poll_read_bytes(Pin::new(&mut *self.target), cx, room.min(READ)))
                     else {
@@ -351,7 +383,8 @@ impl Ways<'_> {
                     self.progress = true;
                     // All of it, since there was room.
                     let Poll::Ready(Ok(())) = self.stream.poll_send(cx, &mut data) else {
-                        return Poll::Ready(Err(End::UserLost));
+                        self.unheard(cx, Way::Discarding)?;
+                        continue;
                     };
                 }
             }

@@ -533,11 +533,7 @@ async fn r6_streams_that_do_not_finish_are_cut() {
 
 #[tokio::test]
 async fn r6_what_is_left_to_deliver_of_a_lost_tunnel_is_cut_with_the_client() {
-    // A target whose kernel takes less than a window.
-    let listener = tokio::net::TcpSocket::new_v4().unwrap();
-    listener.set_recv_buffer_size(4 * 1024).unwrap();
-    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = listener.listen(8).unwrap();
+    let listener = slow_target();
     let target = listener.local_addr().unwrap();
     let world = World::new(|_| {}).await;
     let (mut stream, _) = world.open(tcp(target)).await.unwrap();
@@ -557,6 +553,44 @@ async fn r6_what_is_left_to_deliver_of_a_lost_tunnel_is_cut_with_the_client() {
     assert!(socket.read_to_end(&mut Vec::new()).await.is_err(), "no end");
 }
 
+#[tokio::test]
+async fn what_a_user_had_finished_is_delivered_whatever_the_target_says_meanwhile() {
+    let target = slow_target();
+    let world = World::new(|_| {}).await;
+    let (mut stream, _) = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
+    let (mut socket, _) = target.accept().await.unwrap();
+    let said = vec![7; START_WINDOW as usize];
+    stream.write_all(&said).await.unwrap();
+    stream.shutdown().await.unwrap();
+    // Behind all of that: so it has arrived.
+    let behind = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
+    world.cut.cancel();
+    drop(behind);
+    socket.write_all(b"half of it is there\n").await.unwrap();
+    let mut heard = Vec::new();
+    let end = timeout(Duration::from_secs(5), socket.read_to_end(&mut heard)).await.expect("an end");
+    assert!(end.is_ok() && heard == said, "{end:?} after {} bytes", heard.len());
+}
+
+#[tokio::test]
+async fn what_a_user_had_finished_outlives_the_stream_in_the_kernel() {
+    let target = slow_target();
+    let world = World::new(|_| {}).await;
+    let (mut stream, _) = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
+    let (mut socket, _) = target.accept().await.unwrap();
+    let said = vec![7; 32 * 1024];
+    stream.write_all(&said).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let behind = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
+    world.cut.cancel();
+    drop(behind);
+    world.shared.tasks.close();
+    timeout(Duration::from_secs(5), world.shared.tasks.wait()).await.expect("the kernel takes this much");
+    let mut heard = Vec::new();
+    let end = timeout(Duration::from_secs(5), socket.read_to_end(&mut heard)).await.expect("an end");
+    assert!(end.is_ok() && heard == said, "{end:?} after {} bytes", heard.len());
+}
+
 #[test]
 fn an_idle_stream_s_task_is_small() {
     fn size<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
@@ -567,6 +601,14 @@ fn an_idle_stream_s_task_is_small() {
 }
 
 // === Helpers ===
+
+/// A target whose kernel takes less than a window.
+fn slow_target() -> tokio::net::TcpListener {
+    let listener = tokio::net::TcpSocket::new_v4().unwrap();
+    listener.set_recv_buffer_size(4 * 1024).unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    listener.listen(8).unwrap()
+}
 
 /// A client's tunnel and the gateway's end of it.
 struct World {

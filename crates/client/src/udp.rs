@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use crate::access::AccessLine;
 use crate::relay::{End, Passed};
 
 /// Destinations of one association; beyond it the one that was sent to longest ago goes.
@@ -245,10 +246,10 @@ fn receive_some(socket: &UdpSocket, routes: &Routes) -> bool {
 }
 
 /// Keeps an association while its own stream lives, on which nothing is said.
-pub(crate) async fn keep(association: Arc<Association>, stream: Stream) -> End {
+pub(crate) async fn keep(association: Arc<Association>, stream: Stream, mut line: AccessLine) {
     let mut stream = Datagrams::new(stream);
     let mut ignored = BytesMut::new();
-    let end = loop {
+    line.end = loop {
         ignored.clear();
         match stream.recv(&mut ignored).await {
             Ok(true) => {}
@@ -257,7 +258,6 @@ pub(crate) async fn keep(association: Arc<Association>, stream: Stream) -> End {
         }
     };
     drop(association);
-    end
 }
 
 // === Flow ===
@@ -270,6 +270,7 @@ pub(crate) struct Flow {
     peer: Peer,
     shared: Arc<Shared>,
     up: u64,
+    line: AccessLine,
 }
 
 impl Flow {
@@ -279,6 +280,7 @@ impl Flow {
         port: Arc<Port>,
         destination: SocketAddr,
         stream: Stream,
+        line: AccessLine,
     ) -> Self {
         let shared = Shared {
             datagrams: Mutex::new(Datagrams::new(stream)),
@@ -286,12 +288,16 @@ impl Flow {
             first: OnceLock::new(),
             evicted: Notify::new(),
         };
-        Self { association, port, peer: Peer::new(destination), shared: Arc::new(shared), up: 0 }
+        Self { association, port, peer: Peer::new(destination), shared: Arc::new(shared), up: 0, line }
     }
 
     /// Runs until the user is done with it, or has sent nothing for `idle`. Answers do not prolong it (RFC 4787
     /// section 4.3).
-    pub(crate) async fn run(&mut self, idle: Duration) -> End {
+    pub(crate) async fn run(mut self, idle: Duration) {
+        self.line.end = self.carry(idle).await;
+    }
+
+    async fn carry(&mut self, idle: Duration) -> End {
         let mut timer = pin!(sleep_until(Instant::now() + idle));
         loop {
             tokio::select! {
@@ -335,14 +341,6 @@ impl Flow {
             tracing::debug!(%error, %destination, "a datagram was not sent");
         }
     }
-
-    pub(crate) fn passed(&self) -> Passed {
-        Passed {
-            up: self.up,
-            down: self.shared.down.load(Ordering::Relaxed),
-            first: self.shared.first.get().copied(),
-        }
-    }
 }
 
 /// Counts one more for as long as it lives.
@@ -364,5 +362,10 @@ impl Drop for Waits<'_> {
 impl Drop for Flow {
     fn drop(&mut self) {
         self.association.routes.release(self.peer.address(), &self.shared);
+        self.line.passed = Passed {
+            up: self.up,
+            down: self.shared.down.load(Ordering::Relaxed),
+            first: self.shared.first.get().copied(),
+        };
     }
 }
