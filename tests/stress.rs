@@ -15,7 +15,8 @@ use anyproxy_mock_peer::client;
 use anyproxy_tests::{
     Options, PATIENCE, Program, Result, Stage, Target, Way, free_port, head, run, tool, tunnel, until,
 };
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{Mutex, MutexGuard, watch};
@@ -694,8 +695,15 @@ async fn f8_a_log_that_nobody_takes_holds_up_nobody_and_is_counted() -> Result {
             println!("{dropped} lines dropped");
             assert!(dropped > 0.0);
         }
-        mute.kill()?;
-        mute.wait()?;
+        // Nor does it hold up the end.
+        drop(stream);
+        kill(Pid::from_raw(i32::try_from(mute.id())?), Signal::SIGTERM)?;
+        let ended = until("it ends", async || Ok(mute.try_wait()?.is_some())).await;
+        if ended.is_err() {
+            mute.kill()?;
+            mute.wait()?;
+        }
+        ended?;
     }
     Ok(())
 }

@@ -23,7 +23,6 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::failure::Failure;
 use crate::listen;
-use crate::logging::Logging;
 
 /// Connections at once; a scraper needs one.
 const MAX_CONNECTIONS: usize = 64;
@@ -112,13 +111,13 @@ impl Bound {
     /// Binds what the file's `admin` section says; without one there is no listener and nothing is recorded.
     pub(crate) fn new(
         admin: Option<&anyproxy_config::Admin>,
-        logging: &Logging,
+        dropped_lines: ErrorCounter,
     ) -> Result<Option<Self>, Failure> {
         let Some(admin) = admin else { return Ok(None) };
         let address = address(admin)?;
         let listener = listen::bind("admin", &address.value)?.with_max_connections(MAX_CONNECTIONS);
         listen::announce("admin", &listener);
-        let recorder = Recorder::install(logging.dropped_lines())?;
+        let recorder = Recorder::install(dropped_lines)?;
         Ok(Some(Self { listener, recorder, user_labels: admin.user_labels.unwrap_or_default() }))
     }
 

@@ -22,8 +22,9 @@ pub(crate) fn run(source: Source) -> Result<ExitCode, Failure> {
     let settings = settings::Client::new(&source, section)?;
     let fixed = Fixed::of_client(&settings, section, &source.file);
     process::raise_open_files();
+    let dropped_lines = logging.dropped_lines();
     runtime::run(|stop, hangups, workers| async move {
-        let admin = admin::Bound::new(source.file.admin.as_ref(), &logging)?;
+        let admin = admin::Bound::new(source.file.admin.as_ref(), dropped_lines)?;
         let reloads = (Reloads::new(source.into(), hangups), fixed);
         serve(settings, Some(reloads), admin, &workers, stop).await
     })

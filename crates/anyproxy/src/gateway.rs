@@ -41,8 +41,9 @@ pub(crate) fn run(source: Source) -> Result<ExitCode, Failure> {
     let section = source.required("gateway", source.file.gateway.as_ref())?;
     let logging = logging::start(source.file.log.as_ref());
     let settings = settings::Gateway::new(&source, section)?;
+    let dropped_lines = logging.dropped_lines();
     runtime::run(|stop, hangups, workers| async move {
-        let admin = admin::Bound::new(source.file.admin.as_ref(), &logging)?;
+        let admin = admin::Bound::new(source.file.admin.as_ref(), dropped_lines)?;
         let fixed = Fixed::of_gateway(&settings, &source.file);
         let reloads = (Reloads::new(source.into(), hangups), fixed);
         Bound::new(settings, admin, &workers)?.serve(Some(reloads), stop).await

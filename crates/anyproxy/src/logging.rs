@@ -1,6 +1,10 @@
 //! Where log lines go: through a bounded queue to a thread that writes, so that a pipe nobody drains stops no
 //! traffic. Lines that do not fit are counted and dropped.
 
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
 use anyproxy_config::{Log, LogFormat, LogLevel, LogOutput};
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -15,9 +19,13 @@ use crate::traces;
 /// Log lines that may wait to be written.
 const QUEUED_LINES: usize = 8_192;
 
-/// Keeps the writing thread; dropping it writes what is queued.
+/// How long the last lines may hold the program back. The writer's own limit is a little shorter.
+const LAST_LINES: Duration = Duration::from_millis(1_200);
+
+/// Keeps the writing thread. Dropping it writes what is queued, if somebody takes it: it goes last, since streams that
+/// are dropped have a line to write, too.
 pub(crate) struct Logging {
-    _writer: WorkerGuard,
+    writer: Option<WorkerGuard>,
     dropped: ErrorCounter,
     #[cfg(feature = "otlp")]
     _traces: Option<traces::Export>,
@@ -27,6 +35,22 @@ impl Logging {
     /// Lines that were dropped because nobody took them.
     pub(crate) fn dropped_lines(&self) -> ErrorCounter {
         self.dropped.clone()
+    }
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        let Some(writer) = self.writer.take() else { return };
+        // On a thread of its own, which the end of the process does not wait for: where the output is a full pipe the
+        // guard cannot tell the writer, says so on that same output, and never comes back.
+        let (done, ended) = mpsc::channel();
+        let writing = thread::Builder::new().spawn(move || {
+            drop(writer);
+            let _ = done.send(());
+        });
+        if writing.is_ok() {
+            let _ = ended.recv_timeout(LAST_LINES);
+        }
     }
 }
 
@@ -59,7 +83,7 @@ pub(crate) fn start(log: Option<&Log>) -> Logging {
         }
     }
     Logging {
-        _writer: guard,
+        writer: Some(guard),
         dropped,
         #[cfg(feature = "otlp")]
         _traces: exporting.unwrap_or_else(|error| {
