@@ -214,6 +214,23 @@ client:
     }
 
     #[test]
+    fn a_key_with_nothing_behind_it_is_a_mistake_and_does_not_count_as_absent() {
+        let nothing = "a key without a value: give one, or leave the key out";
+        for (text, place) in [
+            ("gateway:\n  access:\n    rules:\n      - allow: [10.0.0.0/8]\n        users:\n", "5:14"),
+            ("client:\n  limit:\n  client_id: a\n", "2:8"),
+            ("gateway:\n  tls_client_ca: ~\n", "2:18"),
+            ("proxy:\n  http:\n    users_file: null\n", "3:17"),
+            ("proxy:\n  http:\n  socks5: { listen_addr: ':1' }\n", "2:7"),
+            ("client: { replicas: { min: , max: 2 } }\n", "1:26"),
+        ] {
+            assert_eq!(mistake(text), format!("f.yaml:{place}: {nothing}"), "{text}");
+        }
+        let error = load(&[("ANYPROXY_CLIENT__LIMIT", "")]).unwrap_err();
+        assert_eq!(error.to_string(), format!("ANYPROXY_CLIENT__LIMIT: {nothing}"));
+    }
+
+    #[test]
     fn a_wrong_value_is_told_with_its_place() {
         assert_eq!(
             mistake("gateway:\n  ping_interval: 5\n"),

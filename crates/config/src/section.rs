@@ -5,10 +5,11 @@ use serde::Deserialize;
 use crate::overlay::Overlay;
 use crate::value::{
     Bytes, Duration, Gateways, HostPattern, Key, ListenAddr, LogFormat, LogLevel, LogOutput, Password, Ports,
-    Protocol, Replicas, Spanned, StickyBy, Strategy,
+    Protocol, Replicas, Spanned, StickyBy, Strategy, given,
 };
 
-/// Declares sections: structs of optional keys, unknown ones refused, that can be laid over each other.
+/// Declares sections: structs of optional keys, unknown ones and those without a value refused, that can be laid over each
+/// other.
 macro_rules! sections {
     ($(
         $(#[$doc:meta])*
@@ -18,7 +19,11 @@ macro_rules! sections {
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub struct $name {
-            $( $(#[$key_doc])* pub $key: Option<$type>, )*
+            $(
+                $(#[$key_doc])*
+                #[serde(default, deserialize_with = "given")]
+                pub $key: Option<$type>,
+            )*
         }
 
         impl Overlay for $name {

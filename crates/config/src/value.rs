@@ -217,6 +217,19 @@ impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for AnyOf<T> {
 /// `client.gateway_addr`: one gateway or several.
 pub type Gateways = AnyOf<Target>;
 
+// === Keys ===
+
+/// What stands behind a key that is there. Nothing is a mistake: a list that narrows, like the users of a rule, would
+/// narrow nothing once its last line was deleted.
+pub(crate) fn given<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let value = Option::deserialize(deserializer)?;
+    value.map(Some).ok_or_else(|| D::Error::custom("a key without a value: give one, or leave the key out"))
+}
+
 // === Replicas ===
 
 /// `client.replicas`: a number of tunnels, `3`, or the least and the most of them, `{ min: 1, max: 8 }`.
@@ -224,8 +237,10 @@ pub type Gateways = AnyOf<Target>;
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct Replicas {
     /// The least. Default: 1.
+    #[serde(default, deserialize_with = "given")]
     pub min: Option<u16>,
     /// The most. Default: the least.
+    #[serde(default, deserialize_with = "given")]
     pub max: Option<u16>,
 }
 
