@@ -362,7 +362,7 @@ pub enum Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Key {
-    /// Each user alone.
+    /// Each user alone, and of those without a name each source prefix.
     User,
     /// All users of a group together.
     Group,

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Front, Identity, Journal, RulesVersion, Target};
+use crate::{Digest, Front, Identity, Journal, RulesVersion, SourcePrefix, Target};
 
 /// The flows of one user socket: udp dials of the same association leave from one socket at the far end, so that
 /// peers see one source port.
@@ -109,6 +109,16 @@ impl Dial {
     #[must_use]
     pub fn associate(association: Association, source: SocketAddr, front: Front) -> Self {
         Self::new(Network::Udp(association), Target::UNSPECIFIED, source, front)
+    }
+
+    /// Who is behind it, where each user has a share of something: a user, or, of those who were not asked who they
+    /// are, the network they come from. All of them as one would let any of them use up what the others have.
+    #[must_use]
+    pub fn who(&self) -> Digest {
+        match self.identity.user() {
+            Some(_) => self.identity.digest(),
+            None => Digest::of(&SourcePrefix::from(self.source)),
+        }
     }
 
     fn new(network: Network, target: Target, source: SocketAddr, front: Front) -> Self {

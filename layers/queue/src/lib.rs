@@ -38,8 +38,6 @@ mod line;
 
 mod error;
 
-mod key;
-
 mod wait_for_client;
 
 pub use error::{Overloaded, TooManyConnections};

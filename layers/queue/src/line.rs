@@ -12,7 +12,6 @@ use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use crate::error::{Overloaded, TooManyConnections};
-use crate::key::key;
 
 /// How many streams there may be, and who may wait for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +132,7 @@ impl Line {
 
     /// Gives a dial a seat, a place in the line, or a refusal.
     pub(crate) fn enter(self: &Arc<Self>, dial: &Dial) -> Entry {
-        let key = key(dial);
+        let key = dial.who();
         let association = match dial.network {
             Network::Tcp => None,
             Network::Udp(association) => Some(association),

@@ -9,8 +9,6 @@ use anyproxy_core::{BoxError, Dial, Digest, DigestMap, Endpoints, Fault, Outcome
 use tokio::time::{Instant, sleep, timeout_at};
 use tower::retry::Policy;
 
-use crate::key::key;
-
 /// The least time between two tries of a dial, should somebody come and go again and again.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -114,7 +112,7 @@ impl<E: Endpoints, R> Policy<Dial, R, BoxError> for WaitForClient<E> {
         if now >= deadline {
             return None;
         }
-        let place = self.room.enter(key(dial))?;
+        let place = self.room.enter(dial.who())?;
         let served = self.endpoints.served(dial);
         let journal = dial.journal.clone();
         Some(Waiting(Box::pin(async move {

@@ -3,8 +3,8 @@ use anyproxy_core::{Dial, Digest, SourcePrefix};
 /// Whose dials, or bytes, are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
-    /// One user's: the same name in the same group, whatever front they come through. Users who were not asked for
-    /// a name are one user; where that is wrong, take [`Key::Source`].
+    /// One user's: the same name in the same group, whatever front they come through. Of those who were not asked for a
+    /// name, all from one [`SourcePrefix`].
     User,
     /// All of one group's users.
     Group,
@@ -16,7 +16,7 @@ impl Key {
     /// The key of `dial`, digested.
     pub(crate) fn of(self, dial: &Dial) -> Digest {
         match self {
-            Self::User => dial.identity.digest(),
+            Self::User => dial.who(),
             Self::Group => Digest::of(&dial.identity.group()),
             Self::Source => Digest::of(&SourcePrefix::from(dial.source)),
         }
@@ -47,6 +47,8 @@ mod tests {
         assert_ne!(of(Key::User, a, alice), of(Key::User, a, bob));
         assert_ne!(of(Key::User, a, alice), of(Key::User, a, Some(("alice", "green"))));
         assert_ne!(of(Key::User, a, None), of(Key::User, a, Some(("", "default"))));
+        assert_ne!(of(Key::User, a, None), of(Key::User, b, None), "nobody uses up what strangers have");
+        assert_eq!(of(Key::User, a, None), of(Key::User, "192.0.2.1:9", None));
         assert_eq!(of(Key::Group, a, alice), of(Key::Group, b, bob));
         assert_eq!(of(Key::Source, a, alice), of(Key::Source, "192.0.2.1:9", bob));
         assert_ne!(of(Key::Source, a, alice), of(Key::Source, b, alice));
