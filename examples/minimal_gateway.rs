@@ -39,7 +39,7 @@ async fn main() -> Result<(), BoxError> {
     let dials = ServiceBuilder::new()
         .layer(MetricsLayer::new()) // every dial once, its verdict, its last byte
         .layer(AclLayer::new(policy)) // who may reach what: cheap refusals first
-        .layer(RateLimitLayer::new(Quota::new(Key::User, 100, 200))) // once per dial, not per attempt
+        .layer(RateLimitLayer::new(Quota::new(Key::User, 100, 200)?)) // once per dial, not per attempt
         .retry(WaitForClient::new(clients.clone(), Duration::from_secs(3))) // a reconnect goes unnoticed
         .layer(QueueLayer::new(Settings::default())) // bounded, fair; the seat rides in the stream
         .timeout(Duration::from_secs(15)) // the dial itself, other clients tried included

@@ -128,7 +128,7 @@ pub fn limited() -> BoxDial {
     let bandwidth = Bandwidth::new(Key::User).up(PLENTY.into()).down(PLENTY.into());
     assemble(
         AclLayer::new(policy),
-        RateLimitLayer::new(Quota::new(Key::User, PLENTY, PLENTY)),
+        RateLimitLayer::new(Quota::new(Key::User, PLENTY, PLENTY).expect("plenty")),
         BandwidthLayer::new(bandwidth),
         Settings { max_connections: 10_000, per_user_connections: 200, ..Settings::default() },
     )

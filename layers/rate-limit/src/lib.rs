@@ -12,7 +12,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), anyproxy_core::BoxError> {
 //! let dials = ServiceBuilder::new()
-//!     .layer(RateLimitLayer::new(Quota::new(Key::Source, 1, 2).expect("not zero")))    // 1 a second, 2 at once
+//!     .layer(RateLimitLayer::new(Quota::new(Key::Source, 1, 2)?))                       // 1 a second, 2 at once
 //!     .layer(BandwidthLayer::new(Bandwidth::new(Key::User).up(10 << 20).down(10 << 20)))     // 10 MiB/s each way
 //!     .service_fn(|_: Dial| async {
 //!         Ok::<_, std::io::Error>(tokio::io::BufReader::new(tokio::io::duplex(64).0))
@@ -45,5 +45,5 @@ mod throttled;
 
 pub use bandwidth::{Bandwidth, BandwidthFuture, BandwidthHandle, BandwidthLayer, BandwidthLimit};
 pub use key::Key;
-pub use limit::{Limited, Quota, RateLimit, RateLimitFuture, RateLimitHandle, RateLimitLayer};
+pub use limit::{Limited, Quota, RateLimit, RateLimitFuture, RateLimitHandle, RateLimitLayer, ZeroQuota};
 pub use throttled::Throttled;

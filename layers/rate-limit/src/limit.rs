@@ -39,12 +39,29 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// So many dials per second, so many of them at once; `None` if either is zero.
-    #[must_use]
-    pub fn new(key: Key, per_second: u32, burst: u32) -> Option<Self> {
-        Some(Self { key, per_second: NonZeroU32::new(per_second)?, burst: NonZeroU32::new(burst)? })
+    /// So many dials per second, so many of them at once.
+    ///
+    /// # Errors
+    ///
+    /// If either is zero, which would let nobody in.
+    pub fn new(key: Key, per_second: u32, burst: u32) -> Result<Self, ZeroQuota> {
+        // Not an `Option`: the layer would take its `None` for no limit at all.
+        let at_least_one = |number| NonZeroU32::new(number).ok_or(ZeroQuota(()));
+        Ok(Self { key, per_second: at_least_one(per_second)?, burst: at_least_one(burst)? })
     }
 }
+
+/// A [`Quota`] of no dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZeroQuota(());
+
+impl fmt::Display for ZeroQuota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("per_second and burst are 1 at least")
+    }
+}
+
+impl Error for ZeroQuota {}
 
 /// Refuses dials that come too fast: GCRA by [`Key`], answered at once with the time to wait.
 ///

@@ -11,7 +11,7 @@ use tower::{Layer as _, Service as _, service_fn};
 
 #[tokio::test(start_paused = true)]
 async fn l2_a_million_sources_take_under_200_mib_and_go_away() {
-    let (layer, handle) = RateLimitLayer::pair(Quota::new(Key::Source, 10, 10));
+    let (layer, handle) = RateLimitLayer::pair(Quota::new(Key::Source, 10, 10).unwrap());
     let mut limit = layer.layer(service_fn(async |_: Dial| Ok::<_, BoxError>(())));
     let mut dial = Dial::tcp(Target::parse("a:1").unwrap(), SocketAddr::from(([0; 4], 1)), Front::HTTP);
     let before = resident_kib();

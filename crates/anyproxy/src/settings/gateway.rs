@@ -12,7 +12,7 @@ use anyproxy_config::{self as config, ListenAddr, Place};
 use anyproxy_core::Account;
 use anyproxy_front::RelayConfig;
 use anyproxy_gateway::ClientAccount;
-use anyproxy_rate_limit::{Bandwidth, Key, Quota};
+use anyproxy_rate_limit::{Bandwidth, Key, Quota, ZeroQuota};
 use rustls::ServerConfig;
 
 use super::accounts::{Placed, Proof};
@@ -174,9 +174,7 @@ impl Limits {
             rate: limits
                 .rate
                 .map(|rate| {
-                    quota(&rate).ok_or_else(|| {
-                        source.wrong("gateway.limits.rate needs per_second and burst of 1 or more")
-                    })
+                    quota(&rate).map_err(|error| source.wrong(format!("gateway.limits.rate: {error}")))
                 })
                 .transpose()?,
             bandwidth: limits
@@ -233,8 +231,8 @@ pub(crate) const fn users(open_files: usize) -> usize {
     open_files - open_files / 8
 }
 
-fn quota(rate: &config::Rate) -> Option<Quota> {
-    let per_second = rate.per_second?;
+fn quota(rate: &config::Rate) -> Result<Quota, ZeroQuota> {
+    let per_second = rate.per_second.unwrap_or(0);
     Quota::new(key(rate.key), per_second, rate.burst.unwrap_or(per_second))
 }
 
