@@ -35,6 +35,8 @@ async fn main() -> Result<(), BoxError> {
     let users = Verify::new(Accounts::new([User::plain("user", "password")])?);
     let policy = Policy::new([Rules::forbidden("no mail", ["*:25".parse::<Pattern>()?.into()])]);
 
+    clients.set_rules(policy.for_clients()); // they judge the addresses behind names, where it has ranges
+
     // From a dial to a stream, for all fronts together.
     let dials = ServiceBuilder::new()
         .layer(MetricsLayer::new()) // every dial once, its verdict, its last byte

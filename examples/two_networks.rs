@@ -38,11 +38,16 @@ async fn main() -> Result<(), BoxError> {
 
     // The office: everything but mail, and whoever has the least to do.
     let mail = "*:25".parse::<Pattern>()?;
-    let office = network(&clients, Rules::forbidden("office", [mail.into()]), Strategy::LeastLoaded);
+    let office = Policy::new([Rules::forbidden("office", [mail.into()])]);
 
     // The lab: its own names alone, and always the same client for a user, since experiments keep state.
     let names = ["*.lab".parse::<Pattern>()?.into(), "localhost".parse::<Pattern>()?.into()];
-    let lab = network(&clients, Rules::allowed("lab", names), Strategy::Sticky(StickyBy::User));
+    let lab = Policy::new([Rules::allowed("lab", names)]);
+
+    // What either leaves to clients to judge, the addresses behind names, they are sent first.
+    clients.set_rules([&office, &lab].into_iter().filter_map(Policy::for_clients));
+    let office = network(&clients, office, Strategy::LeastLoaded);
+    let lab = network(&clients, lab, Strategy::Sticky(StickyBy::User));
 
     let by_group = |dial: &Dial, _: &[BoxDial]| usize::from(dial.identity.group() == "lab");
     let users = Accounts::new([
@@ -74,10 +79,10 @@ async fn main() -> Result<(), BoxError> {
 }
 
 /// The dial stack of one network. Boxed, so that two stacks of any shape are of one type.
-fn network(clients: &Clients, rules: Rules, strategy: Strategy) -> BoxDial {
+fn network(clients: &Clients, policy: Policy, strategy: Strategy) -> BoxDial {
     BoxDial::new(
         ServiceBuilder::new()
-            .layer(AclLayer::new(Policy::new([rules])))
+            .layer(AclLayer::new(policy))
             .timeout(Duration::from_secs(15))
             .service(Balance::new(strategy, clients.clone())),
     )

@@ -109,9 +109,7 @@ impl Bound {
             MetricsLayer::new().with_user_labels(admin.as_ref().map_or(0, admin::Bound::user_labels));
         let hashing = HashPool::default();
         let clients = Clients::new(settings.open_timeout);
-        if settings.policy.has_ranges() {
-            clients.set_rules(settings.policy.version().get(), settings.policy.encode());
-        }
+        clients.set_rules(settings.rules);
         clients.set_routes(stack::routes(settings.routes));
         let limits = settings.limits;
         let (queue, line) = QueueLayer::pair(limits.queue(open_files));

@@ -20,7 +20,6 @@ use anyproxy_http::ReuseLayer;
 use anyproxy_queue::{QueueHandle, WaitHandle};
 use anyproxy_rate_limit::{BandwidthHandle, RateLimitHandle};
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
 use crate::failure::Failure;
@@ -110,25 +109,21 @@ pub(crate) struct Front {
 }
 
 impl Running for Gateway {
-    type Settings = (settings::Gateway, Option<(u32, Bytes)>, Fixed);
+    type Settings = (settings::Gateway, Fixed);
 
     fn settings(source: &Source) -> Result<Self::Settings, Failure> {
         let section = source.required("gateway", source.file.gateway.as_ref())?;
         let settings = settings::Gateway::new(source, section)?;
         let fixed = Fixed::of_gateway(&settings, &source.file);
-        // What takes a while with many rules, here and not where users are served.
-        let policy = &settings.policy;
-        let version = policy.version().get();
-        let rules = policy.has_ranges().then(|| (version, policy.encode()));
-        Ok((settings, rules, fixed))
+        // It takes a while with many rules: here, and not where users are served.
+        let _ = settings.policy.version();
+        Ok((settings, fixed))
     }
 
-    fn take_over(&self, (settings, rules, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
+    fn take_over(&self, (settings, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
         self.check_fronts(&settings.fronts)?;
         // Clients know a version before dials are judged by it.
-        if let Some((version, rules)) = rules {
-            self.clients.set_rules(version, rules);
-        }
+        self.clients.set_rules(settings.rules);
         self.acl.replace(settings.policy);
         self.clients.set_routes(stack::routes(settings.routes));
         self.rate.replace(settings.limits.rate);

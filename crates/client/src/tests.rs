@@ -603,7 +603,7 @@ fn an_idle_stream_s_task_is_small() {
 // === Helpers ===
 
 /// A target whose kernel takes less than a window.
-fn slow_target() -> tokio::net::TcpListener {
+fn slow_target() -> TcpListener {
     let listener = tokio::net::TcpSocket::new_v4().unwrap();
     listener.set_recv_buffer_size(4 * 1024).unwrap();
     listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();

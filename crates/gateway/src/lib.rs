@@ -52,6 +52,7 @@ mod client;
 mod error;
 mod pins;
 mod routes;
+mod rules;
 
 mod ports;
 

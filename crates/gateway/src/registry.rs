@@ -17,6 +17,7 @@ use crate::account::ClientAccount;
 use crate::client::{Client, Link};
 use crate::pins::Pins;
 use crate::routes::Routes;
+use crate::rules::Versions;
 
 /// How long a client may take to answer an open, unless it is set. A client's own limit for its dial is shorter, so
 /// that the target's silence is told apart from the client's.
@@ -69,7 +70,7 @@ impl Common {
 struct Present {
     groups: HashMap<Arc<str>, Arc<[Client]>>,
     seats: HashMap<Arc<str>, Seat>,
-    rules: Option<(u32, Bytes)>,
+    rules: Versions,
     /// Whose tunnels may stand; all, until something was revoked.
     wanted: Option<Wanted>,
 }
@@ -192,20 +193,19 @@ impl Clients {
         self.0.routes.store(Some(Arc::new(Box::new(routes))));
     }
 
-    /// Sends the rules that hold at the clients too, as they are encoded, to each tunnel once; tunnels that come
-    /// later get them first of all. The version is never 0, and a version that is in place already is not sent
-    /// again.
+    /// Sends the rules that hold at the clients too to each tunnel; tunnels that come later get them first of all. These
+    /// are all there are from now on, each a version and the rules as they are encoded: one for each policy that leaves
+    /// something to clients, none where none does. A version is never 0, and of more than four a client forgets the first.
     ///
-    /// Call it before dials are judged by the new version: a dial that overtook its rules would be refused.
-    pub fn set_rules(&self, version: u32, rules: Bytes) {
+    /// Call it before dials are judged by a new version: one that overtook its rules would be refused.
+    pub fn set_rules(&self, rules: impl IntoIterator<Item = (u32, Bytes)>) {
+        let rules = rules.into_iter().collect();
         self.0.present.send_modify(|present| {
-            if present.rules.as_ref().is_some_and(|(current, _)| *current == version) {
-                return;
+            for (version, rules) in present.rules.replace(Instant::now(), rules) {
+                for link in present.seats.values().flat_map(|seat| seat.client.links()) {
+                    link.tunnel.send_rules(version, rules.clone());
+                }
             }
-            for link in present.seats.values().flat_map(|seat| seat.client.links()) {
-                link.tunnel.send_rules(version, rules.clone());
-            }
-            present.rules = Some((version, rules));
         });
     }
 
@@ -396,8 +396,8 @@ impl Present {
             let Claim { id, instance, group, account } = claim.clone();
             Client::new(id, group, account, instance, link, common.clone())
         };
-        if let Some((version, rules)) = &self.rules {
-            link.tunnel.send_rules(*version, rules.clone());
+        for (version, rules) in self.rules.for_newcomer(Instant::now()) {
+            link.tunnel.send_rules(version, rules);
         }
         let Some(seat) = self.seats.get_mut(&claim.id) else {
             let client = newcomer(link);

@@ -292,8 +292,8 @@ async fn an_association_is_granted_by_any_group_its_user_holds() {
 async fn rules_reach_each_tunnel_once_and_before_its_first_open() {
     let house = House::new(Config::default());
     let mut early = house.client("room-1", 1).await;
-    house.clients.set_rules(7, Bytes::from_static(b"rules"));
-    house.clients.set_rules(7, Bytes::from_static(b"rules"));
+    house.clients.set_rules([(7, Bytes::from_static(b"rules"))]);
+    house.clients.set_rules([(7, Bytes::from_static(b"rules"))]);
     let mut late = house.client("room-2", 1).await;
     for (index, peer) in [&mut early, &mut late].into_iter().enumerate() {
         let client = house.serving("blue").remove(index);

@@ -19,6 +19,9 @@ pub struct AclLayer {
 
 impl AclLayer {
     /// A layer with a policy that stays.
+    ///
+    /// Where a name's verdict may depend on its addresses, clients judge those, and refuse names until they were sent
+    /// [what they need](Policy::for_clients): `clients.set_rules(policy.for_clients())`, before the first dial.
     #[must_use]
     pub fn new(policy: Policy) -> Self {
         Self::pair(policy).0
@@ -64,8 +67,8 @@ impl AclHandle {
     /// Puts another policy in force, whole and at once: each dial is judged by one or the other. Dials that have
     /// passed are not judged again.
     ///
-    /// Clients that have not got a policy with [ranges](Policy::has_ranges) refuse what it leaves to them: send it
-    /// to them first.
+    /// Clients refuse what a policy leaves to them until they were sent [what they need](Policy::for_clients) of it:
+    /// first them, then this.
     pub fn replace(&self, policy: Policy) {
         let _ = policy.version();
         self.policy.store(Arc::new(policy));

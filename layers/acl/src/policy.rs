@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use anyproxy_core::{Host, Outcome, Refusal, RulesVersion, Target};
+use bytes::Bytes;
 use ipnet::IpNet;
 
 use crate::rules::Decision;
@@ -106,6 +107,13 @@ impl Policy {
     #[must_use]
     pub fn has_ranges(&self) -> bool {
         self.guarded || self.lists.iter().any(Rules::has_ranges)
+    }
+
+    /// What clients need of it, its version and [encoded](Self::encode) form, so that they can judge what is left to
+    /// them; `None` where nothing is.
+    #[must_use]
+    pub fn for_clients(&self) -> Option<(u32, Bytes)> {
+        self.has_ranges().then(|| (self.version().get(), self.encode()))
     }
 
     /// The lists.

@@ -39,7 +39,7 @@ const TITLE: &str = "the gateway's rules";
 /// word and a constant factor for the text; 200 MB where every default limit is reached.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of the encoded form \[16 MiB\].
+    /// Bytes of the encoded form \[8 MiB\].
     pub bytes: usize,
     /// Lists \[16\].
     pub lists: usize,
@@ -53,7 +53,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { bytes: 16 << 20, lists: 16, rules: 1 << 18, patterns: 1 << 19, words: 1 << 18 }
+        Self { bytes: 8 << 20, lists: 16, rules: 1 << 18, patterns: 1 << 19, words: 1 << 18 }
     }
 }
 

@@ -13,6 +13,7 @@ use anyproxy_core::Account;
 use anyproxy_front::RelayConfig;
 use anyproxy_gateway::ClientAccount;
 use anyproxy_rate_limit::{Bandwidth, Key, Quota, ZeroQuota};
+use bytes::Bytes;
 use rustls::ServerConfig;
 
 use super::accounts::{Placed, Proof};
@@ -34,6 +35,8 @@ pub(crate) struct Gateway {
     pub(crate) clients: Accounts,
     pub(crate) client_accounts: Rights,
     pub(crate) policy: Policy,
+    /// What clients are sent of it.
+    pub(crate) rules: Option<(u32, Bytes)>,
     pub(crate) routes: Vec<Route>,
     pub(crate) limits: Limits,
     pub(crate) open_ports_addr: IpAddr,
@@ -73,6 +76,7 @@ impl Gateway {
             section.protocols.as_ref(),
         )?;
         let access = section.access.as_ref().map(|access| rules::access(source, access)).transpose()?;
+        let policy = Policy::new(lists.into_rules("gateway").chain(access));
         let routes = section.routes.as_deref().unwrap_or_default();
         Ok(Self {
             listen_addr: source.required("gateway.listen_addr", section.listen_addr.as_ref())?.value.clone(),
@@ -80,7 +84,8 @@ impl Gateway {
             fronts: Front::all(source)?,
             clients,
             client_accounts,
-            policy: Policy::new(lists.into_rules("gateway").chain(access)),
+            rules: for_clients(&policy).map_err(wrong)?,
+            policy,
             routes: rules::routes(source, routes)?,
             limits: Limits::new(source, section)?,
             open_ports_addr: match &section.open_ports_addr {
@@ -231,6 +236,17 @@ pub(crate) const fn users(open_files: usize) -> usize {
     open_files - open_files / 8
 }
 
+/// What clients are sent of `policy`. One that they could not take would have them refuse every name.
+fn for_clients(policy: &Policy) -> Result<Option<(u32, Bytes)>, String> {
+    let rules = policy.for_clients();
+    if let Some((_, encoded)) = &rules {
+        Policy::decode(encoded, &anyproxy_acl::Limits::default()).map_err(|error| {
+            format!("rules on ranges go to the clients, which could not take these: {error}")
+        })?;
+    }
+    Ok(rules)
+}
+
 fn quota(rate: &config::Rate) -> Result<Quota, ZeroQuota> {
     let per_second = rate.per_second.unwrap_or(0);
     Quota::new(key(rate.key), per_second, rate.burst.unwrap_or(per_second))
@@ -270,5 +286,22 @@ const fn word(key: Key) -> &'static str {
         Key::User => "user",
         Key::Group => "group",
         Key::Source => "source",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyproxy_acl::{Pattern, Rules};
+
+    use super::*;
+
+    #[test]
+    fn rules_that_clients_could_not_take_are_refused_where_they_would_get_them() {
+        let names = (0..270_000).map(|n| Pattern::parse(&format!("host-{n}.example")).unwrap().into());
+        let policy = Policy::new([Rules::forbidden("gateway", names.clone())]);
+        assert_eq!(for_clients(&policy), Ok(None), "they stay here");
+        let range = Pattern::parse("169.254.0.0/16").unwrap().into();
+        let policy = Policy::new([Rules::forbidden("gateway", names.chain([range]))]);
+        assert!(for_clients(&policy).unwrap_err().contains("rules"));
     }
 }
