@@ -102,8 +102,9 @@ pub fn relay<U: Connection, S: ByteStream>(user: U, stream: S, config: RelayConf
 ///   writes straight from the stream's own chunks. So a user who does not
 ///   read costs the stream's window and nothing here, and a target that does not read at most one read's worth.
 /// - One poll does a bounded amount of work each way.
-/// - A stream says that it is lost behind all that it received. So a user who takes nothing would keep a lost one
-///   for as long as may be idle; every 10 s of that, a write of nothing asks it, and an error ends the relay.
+/// - A stream says that it is lost to who reads, behind all that it received. So a user who takes nothing, or says
+///   nothing more to a target that has ended, would keep a lost one for as long as may be idle; every 10 s of that, a
+///   write of nothing asks it, and an error ends the relay.
 /// - Dropped before it is ready, it resets both sides. So does the death of the process: nobody takes a part for
 ///   the whole.
 #[must_use = "futures do nothing unless polled"]
@@ -252,7 +253,7 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
             let idle = deadline(&this.config, this.last_progress, half_closed);
             let last_look = this.stuck.as_ref().and_then(|stuck| stuck.last_look);
             let last_news = last_look.map_or(this.last_progress, |last| last.max(this.last_progress));
-            let look = blocked.then(|| last_news + LOOK);
+            let look = (blocked || this.down.is_over()).then(|| last_news + LOOK);
             let Some(deadline) = idle.into_iter().chain(look).min() else {
                 return Poll::Pending;
             };
@@ -272,6 +273,11 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
             }
             this.stuck.get_or_insert_default().last_look = Some(now);
             if let Poll::Ready(Err(error)) = Pin::new(&mut this.stream).poll_write(cx, &[]) {
+                if this.down.is_over() {
+                    // As above: what was said to the user is whole.
+                    this.finished = true;
+                    this.user.abort_when_lost(false);
+                }
                 return Poll::Ready(End::TargetLost(error));
             }
         }
@@ -635,6 +641,20 @@ mod tests {
         assert!(matches!(relay.await.unwrap(), End::TargetLost(_)));
         let passed = since.elapsed();
         assert!((3 * LOOK..5 * LOOK).contains(&passed), "{passed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_with_nothing_more_to_say_does_not_keep_a_stream_that_is_lost() {
+        let lost = Script { answer: b"bye", end: Ok(()), sink: Err(io::ErrorKind::ConnectionReset) };
+        let (mut user, near) = duplex(64);
+        let since = Instant::now();
+        let relay = tokio::spawn(relay(near, lost, RelayConfig::default()));
+        let mut heard = Vec::new();
+        user.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"bye");
+        assert!(matches!(relay.await.unwrap(), End::TargetLost(_)));
+        let passed = since.elapsed();
+        assert!((LOOK..2 * LOOK).contains(&passed), "{passed:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -66,6 +66,8 @@ pub enum Event<H> {
     Discarded {
         /// The stream.
         id: StreamId,
+        /// What was held for its reader, whether or not its owner can still drop it.
+        held: u32,
     },
     /// The stream is over, both ways, and nothing is held for its reader. Its number will not be seen again.
     Closed {

@@ -414,6 +414,11 @@ impl<S: Side> Mux<S> {
         self.held
     }
 
+    /// Those of one stream.
+    pub fn held_for(&self, id: StreamId) -> u32 {
+        self.streams.get(id).map_or(0, |stream| stream.held)
+    }
+
     /// By how much windows exceed the start window, in all.
     pub fn grown(&self) -> u64 {
         self.grown

@@ -212,6 +212,11 @@ impl Streams {
         Some(&mut self.streams[place as usize].1)
     }
 
+    pub(crate) fn get(&self, id: StreamId) -> Option<&Stream> {
+        let place = *self.places.get(&id)?;
+        Some(&self.streams[place as usize].1)
+    }
+
     pub(crate) fn insert(&mut self, id: StreamId, stream: Stream) {
         let place = self.streams.len() as u32;
         let known = self.places.insert(id, place);

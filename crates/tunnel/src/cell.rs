@@ -59,8 +59,7 @@ pub(crate) struct State {
     inbox: Chunks,
     /// Written, and not yet with the multiplexer.
     outbox: Chunks,
-    /// Only streams of datagrams have this, and use it in place of the two above.
-    flow: Option<Box<Flow>>,
+    aside: Option<Box<Aside>>,
     reader: Option<Waker>,
     writer: Option<Waker>,
     /// Read bytes that the multiplexer has not heard of.
@@ -81,10 +80,13 @@ pub(crate) struct State {
     closed: bool,
 }
 
+/// What only some streams have.
 #[derive(Debug)]
-struct Flow {
-    inbox: Queue,
-    outbox: Queue,
+enum Aside {
+    /// A stream of datagrams, instead of inbox and outbox.
+    Flow { inbox: Queue, outbox: Queue },
+    /// A lost stream: what its reader may still keep, which the multiplexer does not count any more.
+    Kept(Share),
 }
 
 #[derive(Debug)]
@@ -138,12 +140,12 @@ pub(crate) struct Rung {
 impl Cell {
     /// A cell without a number. `datagrams` says that the stream was opened for udp.
     pub(crate) fn new(datagrams: bool, memory: &Memory) -> Arc<Self> {
-        let flow = || Box::new(Flow { inbox: Queue::new(memory), outbox: Queue::new(memory) });
-        let flow = datagrams.then(flow);
+        let flow = || Box::new(Aside::Flow { inbox: Queue::new(memory), outbox: Queue::new(memory) });
+        let aside = datagrams.then(flow);
         Arc::new(Self {
             id: AtomicU32::new(0),
             unsent: AtomicU32::new(0),
-            state: Mutex::new(State { flow, ..State::default() }),
+            state: Mutex::new(State { aside, ..State::default() }),
         })
     }
 
@@ -232,6 +234,9 @@ impl Cell {
         if !(read && written) {
             state.dropped.get_or_insert(code);
             state.inbox = Chunks::new();
+            if let Some(Aside::Kept(_)) = state.aside.as_deref() {
+                state.aside = None;
+            }
             state.take_outbox(memory);
         }
         (state.dropped.is_some() || state.consumed > 0) && state.ring()
@@ -245,7 +250,7 @@ impl Cell {
         state.rung = false;
         (!state.closed).then(|| Rung {
             outbox: state.take_outbox(memory),
-            datagrams: state.flow.as_mut().map(|flow| flow.outbox.take()).unwrap_or_default(),
+            datagrams: state.flow().map(|(_, outbox)| outbox.take()).unwrap_or_default(),
             consumed: mem::take(&mut state.consumed),
             fin: state.fin_asked && !state.fin_taken,
             dropped: state.dropped,
@@ -265,15 +270,14 @@ impl Cell {
     /// A received datagram: whether there was room for it, and the waker of a reader that waits.
     pub(crate) fn receive_datagram(&self, datagram: Bytes) -> (bool, Option<Waker>) {
         let mut state = self.lock();
-        let kept =
-            state.dropped.is_none() && state.flow.as_mut().is_some_and(|flow| flow.inbox.push(datagram));
+        let kept = state.dropped.is_none() && state.flow().is_some_and(|(inbox, _)| inbox.push(datagram));
         (kept, if kept { state.reader.take() } else { None })
     }
 
     /// So many written bytes have left. The waker of a writer that waits, if it should go on.
     pub(crate) fn sent(&self, bytes: u32, low_water: u32) -> Option<Waker> {
         let mut state = self.lock();
-        if state.flow.is_some() {
+        if state.flow().is_some() {
             // Nobody waits for datagrams to leave, so they are not counted.
             return None;
         }
@@ -305,13 +309,26 @@ impl Cell {
         [state.reader.take(), state.writer.take()]
     }
 
-    /// Memory ran short: what was received is dropped, and the reader sees a reset instead of an end.
-    pub(crate) fn discard(&self, memory: &Memory) -> [Option<Waker>; 2] {
+    /// Memory ran short: what was received is dropped, and the reader sees a reset instead of an end. Of the `held` bytes
+    /// some may be in its hands already.
+    pub(crate) fn discard(&self, held: u32, memory: &Memory) -> [Option<Waker>; 2] {
         let mut state = self.lock();
-        state.inbox = Chunks::new();
+        let inbox = mem::take(&mut state.inbox);
         state.fin_received = false;
         drop(state);
+        self.keep_account(held.saturating_sub(inbox.len() as u32), memory);
         self.reset(StreamReset::Limit, memory)
+    }
+
+    /// The multiplexer counts these bytes no more, and the reader may keep them for long: they count here from now on,
+    /// until the stream is dropped.
+    pub(crate) fn keep_account(&self, bytes: u32, memory: &Memory) {
+        let mut state = self.lock();
+        if bytes > 0 && state.dropped.is_none() && state.aside.is_none() {
+            let mut share = memory.aside();
+            share.set(bytes.into());
+            state.aside = Some(Box::new(Aside::Kept(share)));
+        }
     }
 
     /// The multiplexer knows the stream no more: nobody need ring for it.
@@ -342,12 +359,23 @@ impl State {
         }
     }
 
-    /// Whether the reader may still come to a clean end.
-    pub(crate) fn check_alive(&self) -> io::Result<()> {
-        match self.reset {
-            Some(reset) if !self.fin_received => Err(reset.into()),
-            _ => Ok(()),
+    fn flow(&mut self) -> Option<(&mut Queue, &mut Queue)> {
+        match self.aside.as_deref_mut() {
+            Some(Aside::Flow { inbox, outbox }) => Some((inbox, outbox)),
+            Some(Aside::Kept(_)) | None => None,
         }
+    }
+
+    /// Whether anything may still come of the stream: of one that is lost a clean end, unless that was read. Where memory
+    /// is short, an end that nobody has come to yet is not worth what it keeps.
+    pub(crate) fn check_alive(&self, all_read: bool) -> io::Result<()> {
+        let Some(reset) = self.reset else { return Ok(()) };
+        let is_read = all_read && self.inbox.is_empty();
+        let is_short = match self.aside.as_deref() {
+            Some(Aside::Kept(share)) => share.memory().is_short(),
+            _ => false,
+        };
+        if !self.fin_received || is_read || is_short { Err(reset.into()) } else { Ok(()) }
     }
 
     /// Moves what was received into `reading`, which is empty and stays so at a clean end. `owed` are bytes read since
@@ -359,8 +387,8 @@ impl State {
         reading: &mut Chunks,
     ) -> (Poll<io::Result<()>>, bool) {
         self.consumed = self.consumed.saturating_add(owed);
-        if let Some(flow) = &mut self.flow {
-            flow.inbox.pop_framed(reading);
+        if let Some((inbox, _)) = self.flow() {
+            inbox.pop_framed(reading);
         } else {
             mem::swap(&mut self.inbox, reading);
         }
@@ -386,7 +414,7 @@ impl State {
     /// Hands a whole datagram to the driver: whether there was room for it, and whether the driver must be rung.
     pub(crate) fn push_datagram(&mut self, datagram: Bytes) -> io::Result<(bool, bool)> {
         self.check_writable()?;
-        let kept = self.flow.as_mut().is_some_and(|flow| flow.outbox.push(datagram));
+        let kept = self.flow().is_some_and(|(_, outbox)| outbox.push(datagram));
         Ok((kept, kept && self.ring()))
     }
 

@@ -181,8 +181,8 @@ impl<E: End> Core<E> {
                         .map(|cell| cell.reset(StreamReset::Peer(code), &self.shared.memory));
                     self.wakers.extend(wakers.into_iter().flatten().flatten());
                 }
-                Event::Discarded { id } => {
-                    let wakers = self.cells.get(&id).map(|cell| cell.discard(&self.shared.memory));
+                Event::Discarded { id, held } => {
+                    let wakers = self.cells.get(&id).map(|cell| cell.discard(held, &self.shared.memory));
                     self.wakers.extend(wakers.into_iter().flatten().flatten());
                 }
                 Event::Closed { id } => {
@@ -216,7 +216,7 @@ impl<E: End> Core<E> {
     }
 
     /// Tells everybody that the tunnel is over. Once.
-    fn release(&mut self, reason: CloseReason) {
+    fn release(&mut self, reason: CloseReason, mux: &Mux<E>) {
         if self.shared.is_closed() {
             return;
         }
@@ -231,7 +231,9 @@ impl<E: End> Core<E> {
         self.shared.gauges.unsent.store(0, Ordering::Relaxed);
         self.shared.gauges.held.store(0, Ordering::Relaxed);
         let commands = self.desk.turn_off();
-        for (_, cell) in mem::take(&mut self.cells) {
+        for (id, cell) in mem::take(&mut self.cells) {
+            // Readers may keep what they have not read, and the multiplexer's account of it ends here.
+            cell.keep_account(mux.held_for(id), &self.shared.memory);
             self.wakers
                 .extend(cell.reset(StreamReset::TunnelLost, &self.shared.memory).into_iter().flatten());
             cell.close();
@@ -239,12 +241,6 @@ impl<E: End> Core<E> {
         E::lost(self, commands);
         self.shared.bell.turn_off();
         self.wake();
-    }
-}
-
-impl<E: End> Drop for Core<E> {
-    fn drop(&mut self) {
-        self.release(CloseReason::Abandoned);
     }
 }
 
@@ -290,6 +286,12 @@ struct Engine<E: End, C> {
     close_timeout: Duration,
 }
 
+impl<E: End, C> Drop for Engine<E, C> {
+    fn drop(&mut self) {
+        self.core.release(CloseReason::Abandoned, &self.link.mux);
+    }
+}
+
 impl<E: End, C: Carrier> Engine<E, C> {
     fn new(link: Link<E, C>, desk: Arc<Desk<E::Command>>, local: E::Local, config: &Config) -> Self {
         let shared = desk.shared.clone();
@@ -311,7 +313,7 @@ impl<E: End, C: Carrier> Engine<E, C> {
         debug!(session = self.core.shared.session, "tunnel up");
         let over = poll_fn(|cx| self.poll_over(cx)).await;
         self.core.deliver(&mut self.link.mux);
-        self.core.release(over.reason.clone());
+        self.core.release(over.reason.clone(), &self.link.mux);
         if let Some((code, words)) = over.words {
             self.link.say_goodbye(self.close_timeout, code, &words).await;
         }

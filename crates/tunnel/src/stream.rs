@@ -260,7 +260,7 @@ impl AsyncWrite for Stream {
         }
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
         if total == 0 {
-            return Poll::Ready(self.cell.lock().check_alive().map(|()| 0));
+            return Poll::Ready(self.cell.lock().check_alive(self.reading.is_empty()).map(|()| 0));
         }
         let room = ready!(self.cell.poll_room(cx, self.shared.send_buffer()))?;
         let taken = total.min(room as usize);

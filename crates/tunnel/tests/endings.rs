@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyproxy_core::{Datagrams, Outcome};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, GoAwayCode, OpenErr, OpenErrClass, OpenOk};
 use anyproxy_tunnel::{
-    CloseReason, Config, OpenError, PeerError, Request, TunnelError, WebSocket, accept, connect,
+    CloseReason, Config, Memory, OpenError, PeerError, Request, TunnelError, WebSocket, accept, connect,
 };
 use bytes::{Bytes, BytesMut};
 use support::{Pair, idle_pair, next_open, pattern, spawn_echo, tcp, udp, until};
@@ -205,6 +205,48 @@ async fn m13_a_fin_received_stays_a_clean_end_when_the_tunnel_is_lost() {
     let mut rest = String::new();
     near.read_to_string(&mut rest).await.unwrap();
     assert_eq!(rest, " of it");
+}
+
+#[tokio::test]
+async fn i9_what_a_reader_has_not_read_of_a_lost_tunnel_still_counts() {
+    let memory = Memory::new(64 * 1024);
+    let mut config = Config::default();
+    config.memory = memory.clone();
+    // The client's end is in another process.
+    let (near, far) = duplex(1 << 20);
+    let far = tokio::spawn(connect(WebSocket::client(far), ClientHello::new("room", 1), Config::default()));
+    let accepting = accept(WebSocket::server(near), config).await.unwrap();
+    let (gateway, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+    let driver = tokio::spawn(driver);
+    let (_client, mut requests, _, far_driver) = far.await.unwrap().unwrap();
+    let far_driver = tokio::spawn(far_driver);
+    let opening = tokio::spawn(gateway.open(tcp()));
+    let mut far = next_open(&mut requests).await.unwrap().accept(OpenOk::default());
+    let (mut near, _) = opening.await.unwrap().unwrap();
+    far.write_all(&[7; 60 * 1024]).await.unwrap();
+    far.shutdown().await.unwrap();
+    // The first bytes are in the reader's hands already.
+    near.read_exact(&mut [0; 3]).await.unwrap();
+    far_driver.abort();
+    driver.await.unwrap();
+    assert!(memory.used() >= 60 * 1024 - 3, "{}", memory.used());
+    // And are not worth that while memory is short, to a reader who comes to nothing.
+    assert_eq!(near.write(&[]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    drop(near);
+    assert_eq!(memory.used(), 0);
+}
+
+#[tokio::test]
+async fn a_writer_learns_that_a_tunnel_is_lost_whose_end_was_read() {
+    let mut pair = Pair::new(1000, Config::default()).await;
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    far.write_all(b"all of it").await.unwrap();
+    far.shutdown().await.unwrap();
+    pair.client_driver.abort();
+    pair.gateway.closed().await;
+    assert_eq!(near.write(&[]).await.unwrap(), 0, "there is a clean end to come to");
+    near.read_to_end(&mut Vec::new()).await.unwrap();
+    assert_eq!(near.write(&[]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

@@ -170,7 +170,7 @@ impl<S: Side> Mux<S> {
         if self.streams.get_mut(id).is_some_and(|stream| !stream.is_over()) {
             self.abort(id, ResetCode::Limit);
         }
-        self.events.push_back(Event::Discarded { id });
+        self.events.push_back(Event::Discarded { id, held: self.held_for(id) });
         self.give_up_held(id);
     }
 }

@@ -188,6 +188,26 @@ fn m19_whoever_waits_when_the_tunnel_is_lost_is_told() {
 }
 
 #[test]
+fn m19_what_a_lost_stream_keeps_counts_until_its_handle_is_dropped() {
+    play(|| async {
+        let tunnel = Tunnel::new();
+        tunnel.wake([tunnel.cell.receive(Bytes::from_static(b"aaaaaaaa"))]);
+        let reader = spawn({
+            let tunnel = tunnel.clone();
+            async move {
+                let kept = tunnel.read(0).await;
+                tunnel.cell.abandon(ResetCode::Cancelled, 0, kept.is_ok(), &tunnel.memory);
+            }
+        });
+        tunnel.wake(tunnel.cell.discard(8, &tunnel.memory));
+        tunnel.cell.close();
+        reader.await.unwrap();
+        drop(tunnel.cell);
+        assert_eq!(tunnel.memory.used(), 0);
+    });
+}
+
+#[test]
 fn m19_a_driver_hears_that_a_handle_was_dropped_though_it_is_just_served() {
     play(|| async {
         let tunnel = Tunnel::new();
