@@ -16,7 +16,8 @@ pub struct Config {
     pub window: u32,
     /// How far a stream's window may grow by measured bandwidth × delay: 16 MiB. At least `window`.
     pub max_window: u32,
-    /// How many bytes all windows of the tunnel may grow beyond `window`, together: 64 MiB. 0 turns growing off.
+    /// How many bytes all windows of the tunnel may grow beyond `window`, together: 64 MiB. One may have a quarter of what
+    /// the others leave. 0 turns growing off.
     pub growth: u64,
     /// Bytes held for readers, in all, from which on windows shrink, the more so the more is held: 16 MiB. Nothing is
     /// lost by it; streams that are read go on with less in flight. Whatever messages it came in, what is held takes

@@ -18,6 +18,10 @@ const SLOW: u8 = 4;
 /// cache when they are encrypted, which costs more than waiting does, and keystrokes wait behind them.
 const LEAST_RTT: Duration = Duration::from_micros(250);
 
+/// A stream may have this part of what is left for growing. One that has gone quiet keeps what it has, since credit
+/// cannot be taken back: so those who come later always find something.
+const PART_OF_LEFT: u64 = 4;
+
 /// What a busy stream has at least, where streams do not start with less: two full frames, so that one is under way while
 /// the other is read.
 const LEAST_SHARE: u32 = 2 * MAX_PAYLOAD as u32;
@@ -117,11 +121,11 @@ impl<S: Side> Mux<S> {
         } else {
             full
         };
-        // What is out already counts as grown until it has come in, and nobody grows beyond the budget.
+        // What is out already counts as grown until it has come in.
         let out = stream.committed().min(window);
-        let budget = u32::try_from(self.config.growth - self.grown).unwrap_or(MAX_WINDOW);
         self.grown -= stream.grown(start);
-        stream.window = wanted.max(out).min(window.max(start).saturating_add(budget));
+        let left = u32::try_from((self.config.growth - self.grown) / PART_OF_LEFT).unwrap_or(MAX_WINDOW);
+        stream.window = wanted.min(start.saturating_add(left)).max(out);
         self.grown += stream.grown(start);
     }
 
