@@ -30,7 +30,8 @@ const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the recorder folds what was observed into its histograms.
 const UPKEEP: Duration = Duration::from_secs(5);
-/// Dials are told apart from half a millisecond, a healthy one, to the longest a dial may take.
+/// Dials are told apart from half a millisecond, a healthy one, to 15 seconds, the longest that a client may take to answer
+/// unless it is set. What takes longer has waited for a place or a client besides, or for another client.
 const SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0];
 
 /// What is asked for at the time of a scrape.

@@ -30,7 +30,8 @@ pub(crate) fn run(source: Source) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Runs the client until `stop`, and takes its file over anew where that may change, and then until its streams have ended or their time is over.
+/// Runs the client until `stop`, and takes its file over anew where that may change, and then until its streams have ended
+/// or their time is over.
 pub(crate) async fn serve(
     mut settings: settings::Client,
     reloads: Option<(Reloads, Fixed)>,

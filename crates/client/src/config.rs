@@ -50,8 +50,8 @@ pub struct Config {
     pub udp_idle_timeout: Duration,
     /// How long living streams may go on once the client is told to stop \[30 s\].
     pub drain_timeout: Duration,
-    /// The threads that tunnels are put on \[`None`: that of [`run`](crate::Client::run)\]. The streams of a tunnel, and the targets
-    /// they lead to, are served where it is.
+    /// The threads that tunnels are put on \[`None`: that of [`run`](crate::Client::run)\]. The streams of a tunnel, and
+    /// the targets they lead to, are served where it is.
     pub seats: Option<Seats>,
     /// The limits of each tunnel, its pings among them.
     pub tunnel: anyproxy_tunnel::Config,
@@ -128,9 +128,9 @@ impl Config {
 ///
 /// There are as few as `min`. While all are full and have more streams than there are tunnels, one more is opened every few
 /// seconds, up to `max`; where none was full for a minute one is given back, unless all carry datagrams of a user, whose
-/// source port would change: its streams may finish on it, and as long as they do it counts towards `max`. A tunnel is full while its connection takes less than there is
-/// to send to the gateway, or the [thread](Config::seats) that serves it has hardly a moment left and another has.
-/// Streams stay on the tunnel they began on: more tunnels help those that come.
+/// source port would change: its streams may finish on it, and as long as they do it counts towards `max`. A tunnel is full
+/// while its connection takes less than there is to send to the gateway, or the [thread](Config::seats) that serves it has
+/// hardly a moment left and another has. Streams stay on the tunnel they began on: more tunnels help those that come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replicas {
     /// The least.
@@ -172,7 +172,7 @@ impl OpenPort {
 pub enum InvalidConfig {
     /// There is no gateway.
     NoGateway,
-    /// The client's name is empty or too long.
+    /// The client's name is empty, too long, or has control characters.
     ClientId,
     /// The group's name is empty, too long, or has control characters.
     Group,

@@ -16,7 +16,7 @@
 //! assert_eq!(error.to_string(), "demo.yaml:2:3: unknown key \"listn_addr\", did you mean \"listen_addr\"?");
 //! ```
 //!
-//! It is a crate of its own, apart from the program, so that it can be fuzzed without building a TLS library.
+//! It is a crate of its own, so that it can be tested and fuzzed without building the program.
 
 mod error;
 mod load;

@@ -34,8 +34,8 @@ impl Association {
 pub enum Network {
     /// A stream of bytes.
     Tcp,
-    /// Datagrams to one destination of an association, or the [association itself](Dial::associate); on the stream, each behind a `u16` length
-    /// ([`Datagrams`](crate::Datagrams)).
+    /// Datagrams to one destination of an association, or the [association itself](Dial::associate); on the stream, each
+    /// behind a `u16` length ([`Datagrams`](crate::Datagrams)).
     Udp(Association),
 }
 

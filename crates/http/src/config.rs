@@ -29,8 +29,8 @@ pub struct Config {
     /// proxy itself has to say (default: 75 s).
     pub keep_alive_timeout: Duration,
     /// How long an exchange may go without a byte from or to the user, the wait for the target's first byte (504) and that
-    /// for a user to take its last one included (default: 1 h; `None` = for ever). Too short cuts long polls, too long keeps the streams of dead
-    /// peers.
+    /// for a user to take its last one included (default: 1 h; `None` = for ever). Too short cuts long polls, too long
+    /// keeps the streams of dead peers.
     pub idle_timeout: Option<Duration>,
     /// How many bytes of chunk extensions and other padding one chunked message may carry besides its data
     /// (default: 16 KiB); more ends it. Extensions in requests never exceed 16 KiB, whatever this says.

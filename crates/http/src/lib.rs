@@ -49,7 +49,8 @@
 //!
 //! # Features
 //!
-//! `front`, on by default, is all of the above. Without it only the sans-IO parts are left, for fuzzing without TLS.
+//! `front`, on by default, is all of the above. Without it only the sans-IO parts are left, which need
+//! neither tokio nor TLS.
 
 #[cfg(feature = "front")]
 mod config;

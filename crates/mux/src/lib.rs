@@ -47,8 +47,8 @@
 //!
 //! Every limit is a field of [`Config`]. A stream's bytes are bounded by its window, all of a tunnel's by
 //! [`held_limit`](Config::held_limit); what is over the limits that an honest peer keeps ends the tunnel with a
-//! [`PeerError`] that names the fact; all tunnels of a process share a [`Memory`]. A stream that is over leaves nothing behind: its number is below the highest
-//! opened, and that is all there is to know of it.
+//! [`PeerError`] that names the fact; all tunnels of a process share a [`Memory`]. A stream that is over leaves nothing
+//! behind: its number is below the highest opened, and that is all there is to know of it.
 //!
 //! # What has to be told where
 //!

@@ -29,7 +29,8 @@
 //!
 //! # Features
 //!
-//! `front` (default): the front. Without it only [`proto`] is left, which needs neither tokio nor TLS.
+//! `front` (default): the front. Without it only [`proto`] is left, which needs no TLS, and of tokio no more than
+//! `anyproxy-core` does.
 
 pub mod proto;
 

@@ -32,16 +32,20 @@
 //! | `anyproxy_user_streams_open` | gauge | `user` |
 //! | `anyproxy_user_bytes_total` | counter | `user`, `direction` |
 //!
-//! Of the phases, `open` is from asking a client to its answer, and `connect` the part of it that the client says it
-//! resolved and connected; what lies between them is the tunnel. `total` is from the front's wish to the verdict.
+//! Of the phases, `queue` and `total` are observed for every dial: the wait for a place or a client, and the time from the
+//! front's wish to the verdict. The others are those of dials that became a stream: `open` is from asking a client to its
+//! answer, and `connect` the part of it that the client says it resolved and connected; what lies between them is the
+//! tunnel, and a request that follows another on its stream has neither. `first_byte` is from the front's wish to the
+//! target's first byte, if one came.
 //!
 //! A refusal is counted for the layer whose error names it ([`Refusal`](anyproxy_core::Refusal)), dials and logins
 //! alike; what the client or the target refused is in `anyproxy_dials_total` alone.
 //!
 //! Labels come from closed sets: names of fronts and layers are part of the program, and no host or error text is ever
 //! one. Users are only if asked for, and then a number of them
-//! ([`with_user_labels`](MetricsLayer::with_user_labels)); without that the last three are not there. Handles are taken when a front is first seen and kept, so nothing is looked up by name afterwards; a byte
-//! costs one relaxed addition per read or write.
+//! ([`with_user_labels`](MetricsLayer::with_user_labels)); without that the last three are not there. Handles are taken
+//! when a front is first seen and kept, so nothing is looked up by name afterwards; a byte costs one relaxed addition per
+//! read or write.
 
 mod dials;
 mod figures;

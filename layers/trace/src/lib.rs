@@ -23,7 +23,7 @@
 //! `front`, `user`, `group`, `source`, `network`, `target`, `client`, `bytes_up`, `bytes_down`, `queue_ms`,
 //! `open_ms` (of which the client says it resolved and connected for `connect_ms`), `first_byte_ms`, `total_ms`,
 //! `outcome` (`ok`, or why there was no stream) and `end` (`whole`, `abandoned` by the user's side, or `reset` by the
-//! target's). What is not known is absent.
+//! target's). Queueing, opening and connecting that there was not took 0; what else is not known is absent.
 //!
 //! Nothing in it is text as a user sent it: targets are in their canonical form and users are accounts.
 //!
