@@ -2,9 +2,11 @@
 //! ask for.
 //!
 //! The client trusts a gateway to speak for its users, and no further. It makes sure whom it talks to before a
-//! credential leaves ([`ClientTls`]); it resolves names itself; it judges the name and every address by rules of its
-//! own, and dials exactly what it has judged. Rules of the gateway on ranges of addresses hold here besides, since
-//! only the client sees the addresses behind names: they narrow, and nothing a gateway sends widens.
+//! credential leaves ([`ClientTls`]); it resolves names itself, by the system's ways; it judges the name it was asked for
+//! and every address by rules of its own, and dials exactly the addresses it has judged. What a search list or an alias
+//! made of the name in between it does not learn, and no rule judges that. Rules of the gateway on ranges of addresses
+//! hold here besides, since only the client sees the addresses behind names: they narrow, and nothing a gateway sends
+//! widens.
 //!
 //! - [`Config`] is what a client is told at its start;
 //! - [`Client::run`] keeps [`Replicas`] of tunnels to each gateway, for ever: what is lost is connected again, with

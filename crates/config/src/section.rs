@@ -319,7 +319,8 @@ sections! {
         tls_cert: String,
         /// Its private key, PEM.
         tls_key: String,
-        /// Targets that are not dialled; wins over `allowed_hosts`.
+        /// Targets that are not dialled; wins over `allowed_hosts`. A name is judged as it was asked for, before the
+        /// system completes it or follows an alias: forbid short forms, or the addresses, too.
         forbidden_hosts: Vec<Spanned<HostPattern>>,
         /// The only targets dialled. Default: everything not forbidden.
         allowed_hosts: Vec<Spanned<HostPattern>>,

@@ -288,7 +288,7 @@ impl<'de> Deserialize<'de> for Password {
 
 // === HostPattern ===
 
-/// A host pattern: name, `*.suffix`, address or range, each with ports.
+/// A host pattern: name, `*.suffix`, address or range, each with ports ([`Pattern`] has them all).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPattern(pub Pattern);
 

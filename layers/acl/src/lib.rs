@@ -75,7 +75,10 @@
 //! | allow `10.0.0.0/8`, default deny | depends | allow |
 //! | deny `db.lan`, allow `10.0.0.0/8` | deny | not asked |
 //!
-//! A rule on a name says nothing about targets given by their address, even if the name has that address.
+//! A rule on a name says nothing about targets given by their address, even if the name has that address. And it judges
+//! the name as it was asked for: the system that resolves it may complete it by a search list (`db` as `db.lan`) or follow
+//! aliases, and no rule on `db.lan` sees that. Whoever denies by name must deny the short forms too, or the addresses,
+//! which are what is dialled.
 //!
 //! # Addresses in addresses
 //!
