@@ -26,32 +26,33 @@ pub struct Config {
     /// The name of this client, the same over all its tunnels and restarts. Two processes that run at once under
     /// one name take each other's place.
     pub client_id: String,
-    /// The group whose users this client serves \[`default`\].
+    /// The group whose users this client serves (default: `default`).
     pub group: String,
-    /// Tunnels to keep to each gateway \[1\]. More use more cores, and survive the loss of one connection without a gap.
+    /// Tunnels to keep to each gateway (default: 1). More use more cores, and survive the loss of one connection
+    /// without a gap.
     pub replicas: Replicas,
     /// What the client logs in with.
     pub credentials: Credentials,
-    /// What may be dialled \[everything\], judged by target and network alone: what a gateway says of the user cannot
-    /// widen it. The client always [guards](Policy::guarded) it. Can be swapped later, by
+    /// What may be dialled (default: everything), judged by target and network alone: what a gateway says of the user
+    /// cannot widen it. The client always [guards](Policy::guarded) it. Can be swapped later, by
     /// [`Handle::set_rules`](crate::Handle::set_rules).
     pub rules: Policy,
-    /// Ports that the gateways are asked to listen on for this client \[none\].
+    /// Ports that the gateways are asked to listen on for this client (default: none).
     pub open_ports: Vec<OpenPort>,
-    /// How long reaching a target may take, name lookup included, and reaching a gateway \[10 s\].
+    /// How long reaching a target may take, name lookup included, and reaching a gateway (default: 10 s).
     pub connect_timeout: Duration,
-    /// How long TLS, the upgrade and the hellos with a gateway may take, together \[10 s\].
+    /// How long TLS, the upgrade and the hellos with a gateway may take, together (default: 10 s).
     pub handshake_timeout: Duration,
-    /// How long a stream may be without a byte in either direction \[1 h\]; `None` = for ever.
+    /// How long a stream may be without a byte in either direction (default: 1 h); `None` = for ever.
     pub idle_timeout: Option<Duration>,
-    /// The same once one direction has ended \[10 min\]; `None` = only `idle_timeout` counts.
+    /// The same once one direction has ended (default: 10 min); `None` = only `idle_timeout` counts.
     pub half_closed_timeout: Option<Duration>,
-    /// How long a flow of datagrams may be without one *from* the user \[120 s\] (RFC 4787 section 4.3).
+    /// How long a flow of datagrams may be without one *from* the user (default: 120 s; RFC 4787 section 4.3).
     pub udp_idle_timeout: Duration,
-    /// How long living streams may go on once the client is told to stop \[30 s\].
+    /// How long living streams may go on once the client is told to stop (default: 30 s).
     pub drain_timeout: Duration,
-    /// The threads that tunnels are put on \[`None`: that of [`run`](crate::Client::run)\]. The streams of a tunnel, and
-    /// the targets they lead to, are served where it is.
+    /// The threads that tunnels are put on (default: `None`, that of [`run`](crate::Client::run)). The streams of a
+    /// tunnel, and the targets they lead to, are served where it is.
     pub seats: Option<Seats>,
     /// The limits of each tunnel, its pings among them.
     pub tunnel: anyproxy_tunnel::Config,

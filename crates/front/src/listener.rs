@@ -104,8 +104,8 @@ impl Listener {
         self.tls.as_ref()
     }
 
-    /// How long a user may take for the TLS handshake (10 s); then the connection is closed. What comes behind it
-    /// is the front's to limit.
+    /// How long a user may take for the TLS handshake (default: 10 s); then the connection is closed. What comes behind
+    /// it is the front's to limit.
     #[must_use]
     pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;

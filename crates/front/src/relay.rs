@@ -25,10 +25,10 @@ const LOOK: Duration = Duration::from_secs(10);
 /// How long a relay may stand still. Time is that of tokio's clock, which is monotonic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayConfig {
-    /// The longest time without a byte in either direction (1 h); `None` = for ever. Too short cuts quiet sessions
-    /// (SSH without keep-alive), too long keeps the streams of users who left without a word.
+    /// The longest time without a byte in either direction (default: 1 h); `None` = for ever. Too short cuts quiet
+    /// sessions (SSH without keep-alive), too long keeps the streams of users who left without a word.
     pub idle_timeout: Option<Duration>,
-    /// The longest time without a byte once one way has ended (10 min); `None` = only `idle_timeout` counts.
+    /// The longest time without a byte once one way has ended (default: 10 min); `None` = only `idle_timeout` counts.
     pub half_closed_timeout: Option<Duration>,
 }
 

@@ -45,12 +45,12 @@ const LINGER: (u64, Duration) = (64 * 1024, Duration::from_secs(1));
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// How long a client may take to log in: TLS, upgrade, credentials and hello together [10 s]. Too short, and
-    /// clients on slow lines never get in; too long, and silent peers hold their places.
+    /// How long a client may take to log in: TLS, upgrade, credentials and hello together (default: 10 s). Too short,
+    /// and clients on slow lines never get in; too long, and silent peers hold their places.
     pub handshake_timeout: Duration,
-    /// How many may be logging in at once (default 256); when one more comes, the oldest goes.
+    /// How many may be logging in at once (default: 256); when one more comes, the oldest goes.
     pub max_unauthenticated: usize,
-    /// How long living streams may go on after `stop` [30 s].
+    /// How long living streams may go on after `stop` (default: 30 s).
     pub drain_timeout: Duration,
     /// The limits of each tunnel.
     pub tunnel: anyproxy_tunnel::Config,

@@ -170,7 +170,7 @@ impl Default for Clients {
 }
 
 impl Clients {
-    /// A registry whose clients may take `open_timeout` to answer an open [15 s].
+    /// A registry whose clients may take `open_timeout` to answer an open (default: 15 s).
     #[must_use]
     pub fn new(open_timeout: Duration) -> Self {
         let streams = TaskTracker::new();

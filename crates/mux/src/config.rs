@@ -10,62 +10,62 @@ use crate::liveness::FIRST_PINGS;
 /// multiplexer is built, so that later code cannot meet a bad one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Credit of a new stream in bytes, announced in the hello: 256 KiB. Smaller starts slowly on long lines,
+    /// Credit of a new stream in bytes, announced in the hello (default: 256 KiB). Smaller starts slowly on long lines,
     /// larger lets many stopped readers hold much. Where the line needs less, busy streams go down to 128 KiB.
     /// From [`MIN_WINDOW`] to [`MAX_WINDOW`].
     pub window: u32,
-    /// How far a stream's window may grow by measured bandwidth × delay: 16 MiB. At least `window`.
+    /// How far a stream's window may grow by measured bandwidth × delay (default: 16 MiB). At least `window`.
     pub max_window: u32,
-    /// How many bytes all windows of the tunnel may grow beyond `window`, together: 64 MiB. One may have a quarter of what
-    /// the others leave. 0 turns growing off.
+    /// How many bytes all windows of the tunnel may grow beyond `window`, together (default: 64 MiB). One may have a
+    /// quarter of what the others leave. 0 turns growing off.
     pub growth: u64,
-    /// Bytes held for readers, in all, from which on windows shrink, the more so the more is held: 16 MiB. Nothing is
-    /// lost by it; streams that are read go on with less in flight. Whatever messages it came in, what is held takes
-    /// no more memory than its own length and three times this much.
+    /// Bytes held for readers, in all, from which on windows shrink, the more so the more is held (default: 16 MiB).
+    /// Nothing is lost by it; streams that are read go on with less in flight. Whatever messages it came in, what is
+    /// held takes no more memory than its own length and three times this much.
     pub held_bytes: u64,
     /// Bytes held for readers, in all, at which windows are down to [`MIN_WINDOW`], and beyond which the streams that
-    /// hold most are reset: 64 MiB. Only what was granted before windows shrank can lead there. Streams that hold no
-    /// more than [`MIN_WINDOW`] are never reset, so the bound is this and [`MIN_WINDOW`] for each stream.
+    /// hold most are reset (default: 64 MiB). Only what was granted before windows shrank can lead there. Streams that
+    /// hold no more than [`MIN_WINDOW`] are never reset, so the bound is this and [`MIN_WINDOW`] for each stream.
     pub held_limit: u64,
-    /// Streams at once: 65,536. Beyond it an open fails, and a peer's open is answered with "overloaded".
+    /// Streams at once (default: 65,536). Beyond it an open fails, and a peer's open is answered with "overloaded".
     pub max_streams: u32,
-    /// Opens without an answer at once: 1,024. Beyond it as above.
+    /// Opens without an answer at once (default: 1,024). Beyond it as above.
     pub max_unanswered: u32,
-    /// Bytes a stream may send before it is another's turn: 64 KiB, a whole frame. Less makes frames small, and each is
-    /// a write to somebody; what speaks up while others are busy comes first in any case.
+    /// Bytes a stream may send before it is another's turn (default: 64 KiB, a whole frame). Less makes frames small,
+    /// and each is a write to somebody; what speaks up while others are busy comes first in any case.
     pub quantum: u32,
-    /// Datagrams waiting on one stream: 256. The newest is dropped when they are more.
+    /// Datagrams waiting on one stream (default: 256). The newest is dropped when they are more.
     pub max_datagrams: u32,
-    /// Bytes of datagrams waiting on the tunnel: 16 MiB. The newest is dropped when they are more.
+    /// Bytes of datagrams waiting on the tunnel (default: 16 MiB). The newest is dropped when they are more.
     pub datagram_bytes: u64,
-    /// Bytes of control frames waiting, bookkeeping included: 4 MiB. A peer that asks and never reads the answers
-    /// ends the tunnel; from half of it on, own opens fail.
+    /// Bytes of control frames waiting, bookkeeping included (default: 4 MiB). A peer that asks and never reads the
+    /// answers ends the tunnel; from half of it on, own opens fail.
     pub control_bytes: u64,
-    /// Empty data frames a peer may send in a tunnel's life: 100.
+    /// Empty data frames a peer may send in a tunnel's life (default: 100).
     pub max_empty_data: u32,
-    /// Resets a peer may cause by its mistakes in a tunnel's life: 1,024.
+    /// Resets a peer may cause by its mistakes in a tunnel's life (default: 1,024).
     pub max_caused_resets: u32,
-    /// Opens a peer may reset before anybody here has even seen them, at once: 20. Honest gateways never send what
-    /// they have cancelled.
+    /// Opens a peer may reset before anybody here has even seen them, at once (default: 20). Honest gateways never send
+    /// what they have cancelled.
     pub max_unseen_resets: u32,
-    /// Opens a peer may reset before they are answered, per second, and eight seconds' worth at once: 500. A gateway counts
-    /// what it resets itself and opens nothing for a while, rather than have its client end the tunnel.
+    /// Opens a peer may reset before they are answered, per second (default: 500), and eight seconds' worth at once. A
+    /// gateway counts what it resets itself and opens nothing for a while, rather than have its client end the tunnel.
     pub cancelled_opens_per_second: u32,
     /// Frames a peer may send that mean nothing here (extensions, repeated fins and go-aways, pongs nobody asked
-    /// for), in a burst; one more is allowed each second: 100.
+    /// for), in a burst (default: 100); one more is allowed each second.
     pub max_ignored: u32,
-    /// Pings a peer may send in a burst; one more is allowed each second: 20. At least 16, since a tunnel begins with
-    /// eight.
+    /// Pings a peer may send in a burst (default: 20); one more is allowed each second. At least 16, since a tunnel
+    /// begins with eight.
     pub max_pings: u32,
-    /// Bytes of one version of a gateway's rules that a client takes: 8 MiB.
+    /// Bytes of one version of a gateway's rules that a client takes (default: 8 MiB).
     pub rules_bytes: u64,
-    /// How long the peer's hello may take: 10 s.
+    /// How long the peer's hello may take (default: 10 s).
     pub hello_timeout: Duration,
-    /// Time between pings, after eight at the start that measure how far away the peer is: 20 s. Shorter finds dead
-    /// peers sooner and costs wake-ups; below a second it is more than a peer allows
+    /// Time between pings, after eight at the start that measure how far away the peer is (default: 20 s). Shorter
+    /// finds dead peers sooner and costs wake-ups; below a second it is more than a peer allows
     /// ([`max_pings`](Self::max_pings)).
     pub ping_interval: Duration,
-    /// How long a ping may stay without an answer before the peer is dead: 10 s.
+    /// How long a ping may stay without an answer before the peer is dead (default: 10 s).
     pub ping_timeout: Duration,
 }
 

@@ -66,8 +66,8 @@ impl<M: GatewayStack> Sni<M> {
         self
     }
 
-    /// How long a user may take for their hello (10 s); then the connection is closed. How long a dial may take is
-    /// the stack's to say.
+    /// How long a user may take for their hello (default: 10 s); then the connection is closed. How long a dial may
+    /// take is the stack's to say.
     #[must_use]
     pub const fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;

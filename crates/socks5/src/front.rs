@@ -59,8 +59,8 @@ impl<M: GatewayStack> Socks5<M> {
         }
     }
 
-    /// How long a user may take from the first byte to the request, login included (10 s); then the connection is
-    /// closed. How long a dial may take is the stack's to say.
+    /// How long a user may take from the first byte to the request, login included (default: 10 s); then the connection
+    /// is closed. How long a dial may take is the stack's to say.
     #[must_use]
     pub fn with_handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;

@@ -31,21 +31,21 @@ const SOCKET_BUFFER: usize = 1024 * 1024;
 /// [association itself](anyproxy_core::Dial::associate), so that who may reach nothing, or whom no client serves, is told so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpConfig {
-    /// Whether at all (yes); if not, the reply is 07.
+    /// Whether at all (default: yes); if not, the reply is 07.
     pub enabled: bool,
     /// The address users are told to send to, where it is not the one they connected to: that of the box in front of
-    /// the gateway that translates addresses (none). Ports are passed on as they are.
+    /// the gateway that translates addresses (default: none). Ports are passed on as they are.
     pub advertise_addr: Option<IpAddr>,
-    /// How long an association lives without a datagram from its user (120 s, RFC 4787 REQ-5); what targets send
-    /// does not count. Shorter loses the answers of slow targets. A destination is forgotten after the same time, or
-    /// sooner where the far end does so.
+    /// How long an association lives without a datagram from its user (default: 120 s; RFC 4787 REQ-5); what targets
+    /// send does not count. Shorter loses the answers of slow targets. A destination is forgotten after the same time,
+    /// or sooner where the far end does so.
     pub idle_timeout: Duration,
-    /// The most destinations of one association at once (1024); one more takes the place of the one that was sent to
-    /// the longest time ago.
+    /// The most destinations of one association at once (default: 1,024); one more takes the place of the one that was
+    /// sent to the longest time ago.
     pub max_destinations: NonZeroUsize,
-    /// The most associations of this front (4096); beyond them the reply is 01. Each is a descriptor.
+    /// The most associations of this front (default: 4,096); beyond them the reply is 01. Each is a descriptor.
     pub max_associations: usize,
-    /// The most associations of one user, or of one source address where users have no names (64).
+    /// The most associations of one user, or of one source address where users have no names (default: 64).
     pub max_associations_per_user: usize,
 }
 

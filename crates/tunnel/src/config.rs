@@ -8,16 +8,16 @@ use anyproxy_mux::Memory;
 pub struct Config {
     /// The limits and timers of the multiplexer, the same for both ends unless said otherwise there.
     pub mux: anyproxy_mux::Config,
-    /// What the process may hold for streams: no limit. Give all its tunnels clones of one memory. What waits in
-    /// either direction counts, unread datagrams too.
+    /// What the process may hold for streams (default: no limit). Give all its tunnels clones of one memory. What waits
+    /// in either direction counts, unread datagrams too.
     pub memory: Memory,
-    /// Bytes a stream takes from its writer before they have left: 256 KiB. Less makes writers wait for the driver,
-    /// more is memory that a slow tunnel fills for every stream. Where `memory` runs short it shrinks, to 4 KiB,
-    /// and so it does where unsent bytes of the whole tunnel are between the multiplexer's `held_bytes` and
+    /// Bytes a stream takes from its writer before they have left (default: 256 KiB). Less makes writers wait for the
+    /// driver, more is memory that a slow tunnel fills for every stream. Where `memory` runs short it shrinks, to 4
+    /// KiB, and so it does where unsent bytes of the whole tunnel are between the multiplexer's `held_bytes` and
     /// `held_limit`.
     pub send_buffer: usize,
-    /// How long the last words (a go-away, the close frame) may take when a tunnel ends: 2 s. A peer that does not
-    /// read them is left without.
+    /// How long the last words (a go-away, the close frame) may take when a tunnel ends (default: 2 s). A peer that
+    /// does not read them is left without.
     pub close_timeout: Duration,
 }
 

@@ -39,15 +39,15 @@ const TITLE: &str = "the gateway's rules";
 /// word and a constant factor for the text; 200 MB where every default limit is reached.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of the encoded form \[8 MiB\].
+    /// Bytes of the encoded form (default: 8 MiB).
     pub bytes: usize,
-    /// Lists \[16\].
+    /// Lists (default: 16).
     pub lists: usize,
-    /// Rules, and different conditions of rules, of all lists \[262,144\].
+    /// Rules, and different conditions of rules, of all lists (default: 262,144).
     pub rules: usize,
-    /// Patterns of all rules \[524,288\].
+    /// Patterns of all rules (default: 524,288).
     pub patterns: usize,
-    /// Users, groups and fronts of all conditions \[262,144\].
+    /// Users, groups and fronts of all conditions (default: 262,144).
     pub words: usize,
 }
 

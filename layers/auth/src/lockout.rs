@@ -21,16 +21,16 @@ const CLEARED_AT_ONCE: usize = 8;
 /// When a source is locked out, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockoutPolicy {
-    /// Wrong logins that lock a source out. \[10\]
+    /// Wrong logins that lock a source out (default: 10).
     pub failures: NonZeroU32,
-    /// The time they must fall into, from the first of them. \[2 minutes\]
+    /// The time they must fall into, from the first of them (default: 2 minutes).
     pub window: Duration,
-    /// How long the first lock holds. Each further one holds twice as long as the one before. \[15 s\]
+    /// How long the first lock holds (default: 15 s). Each further one holds twice as long as the one before.
     pub first: Duration,
-    /// The longest a lock holds; and how long after a lock its doubling is remembered. \[10 minutes\]
+    /// The longest a lock holds, and how long after a lock its doubling is remembered (default: 10 minutes).
     pub longest: Duration,
-    /// The most sources remembered, about 120 bytes each. Beyond it the one that would be forgotten soonest is
-    /// forgotten now. \[65,536\]
+    /// The most sources remembered (default: 65,536), about 120 bytes each. Beyond it the one that would be forgotten
+    /// soonest is forgotten now.
     pub sources: NonZeroUsize,
 }
 

@@ -11,12 +11,13 @@ use tokio::time::Instant;
 /// When a member is left out, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ejection {
-    /// Failures in a row that eject a member (default 5); 0 = never. Few, and one lost packet empties a group; many, and
-    /// users wait for a member that is gone.
+    /// Failures in a row that eject a member (default: 5); 0 = never. Few, and one lost packet empties a group; many,
+    /// and users wait for a member that is gone.
     pub failures: u32,
-    /// How long the first ejection lasts [10 s]. Each one that follows without a success between lasts as much longer.
+    /// How long the first ejection lasts (default: 10 s). Each one that follows without a success between lasts as much
+    /// longer.
     pub base: Duration,
-    /// The longest ejection [5 min].
+    /// The longest ejection (default: 5 min).
     pub max: Duration,
 }
 

@@ -24,7 +24,7 @@ const MAX_RETRIES: u8 = 2;
 pub struct Settings {
     /// How a member is chosen [least loaded].
     pub strategy: Strategy,
-    /// How many other members are asked when nobody has acted on a dial yet (default 2); more than 2 count as 2.
+    /// How many other members are asked when nobody has acted on a dial yet (default: 2); more than 2 count as 2.
     pub retries: u8,
     /// When a member is left out.
     pub ejection: Ejection,

@@ -16,15 +16,15 @@ use crate::error::{Overloaded, TooManyConnections};
 /// How many streams there may be, and who may wait for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The most streams at once (default: unlimited); 0 lets nobody in. What a process can carry follows from its descriptors
-    /// and its memory.
+    /// The most streams at once (default: unlimited); 0 lets nobody in. What a process can carry follows from its
+    /// descriptors and its memory.
     pub max_connections: usize,
-    /// The most streams of one user at once, waiting dials included (default: unlimited). Anonymous users are told apart by
-    /// their network.
+    /// The most streams of one user at once, waiting dials included (default: unlimited). Anonymous users are told
+    /// apart by their network.
     pub per_user_connections: usize,
-    /// The most dials that wait (default 1,024); 0 = nobody waits. A longer line serves nobody sooner.
+    /// The most dials that wait (default: 1,024); 0 = nobody waits. A longer line serves nobody sooner.
     pub waiting: usize,
-    /// How long a dial waits [5 s]. Longer than users wait, and seats go to those who have left.
+    /// How long a dial waits (default: 5 s). Longer than users wait, and seats go to those who have left.
     pub timeout: Duration,
 }
 

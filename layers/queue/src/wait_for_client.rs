@@ -15,10 +15,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long dials wait for a client, and how many may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitSettings {
-    /// The longest wait of one dial, all its waits together [3 s]; 0 = nobody waits. A client's reconnect takes half
-    /// a second and a few round trips.
+    /// The longest wait of one dial, all its waits together (default: 3 s); 0 = nobody waits. A client's reconnect
+    /// takes half a second and a few round trips.
     pub limit: Duration,
-    /// The most dials that wait (default 1,024); a user has a quarter of the places at most. Beyond it, dials fail at once.
+    /// The most dials that wait (default: 1,024); a user has a quarter of the places at most. Beyond it, dials fail at
+    /// once.
     pub waiting: usize,
 }
 
