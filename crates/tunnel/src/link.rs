@@ -177,7 +177,8 @@ impl<S: Side, C: Carrier> Link<S, C> {
             poll_fn(|cx| self.carrier.poll_ready(cx)).await?;
             if let Some(frame) = self.mux.poll_transmit(now()) {
                 self.message.push(frame);
-                self.carrier.start_send(self.message.finish())?;
+                // A carrier that the peer has closed takes its own close and no more.
+                let _ = self.carrier.start_send(self.message.finish());
             }
             poll_fn(|cx| self.carrier.poll_flush(cx)).await?;
             poll_fn(|cx| self.carrier.poll_close(cx, code, reason)).await

@@ -11,7 +11,7 @@ use anyproxy_tunnel::{
     Carrier as _, CarrierError, Config, PeerError, TunnelError, UpgradeError, WebSocket, accept, connect,
 };
 use bytes::{Bytes, BytesMut};
-use support::Pair;
+use support::{Pair, tcp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::http::Request;
@@ -201,6 +201,20 @@ async fn a_close_is_answered_and_its_words_are_kept() {
         other => panic!("{other:?}"),
     }
     assert_eq!(code, 1001);
+}
+
+#[tokio::test]
+async fn a_close_is_answered_by_an_end_that_has_something_to_say() {
+    let (near, mut far) = duplex(1 << 20);
+    let mut hello = BytesMut::new();
+    ToGateway::Hello(Box::new(ClientHello::new("room", 1))).encode(&mut hello);
+    far.write_all(&masked(FIN | BINARY, &hello)).await.unwrap();
+    let accepting = accept(WebSocket::server(near), Config::default()).await.unwrap();
+    let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+    let _opening = tunnel.open(tcp());
+    far.write_all(&masked(FIN | CLOSE, &1001_u16.to_be_bytes())).await.unwrap();
+    let (_, said) = tokio::join!(driver, converse(far, Vec::new()));
+    assert!(said.ends_with(&unmasked(FIN | CLOSE, &1001_u16.to_be_bytes())), "{said:?}");
 }
 
 #[tokio::test]
