@@ -373,5 +373,5 @@ async fn one_tunnel_s_violation_leaves_another_alone() {
     let mut pair = Pair::new(1000, Config::default()).await;
     let (error, _) = answer_to(masked(FIN | BINARY, b"\x01")).await;
     assert!(matches!(error, TunnelError::Peer(_)));
-    pair.stream(support::tcp()).await;
+    pair.stream(tcp()).await;
 }
