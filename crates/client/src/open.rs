@@ -143,7 +143,7 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
         Host::Ip(address) => vec![*address],
         Host::Name(name) => {
             let found = context.client.resolver.resolve(name.as_str()).await;
-            found.map_err(|error| OpenErr::new(OpenErrClass::Unresolved, error.to_string()))?
+            found.map_err(|error| OpenErr::new(race::class_of_lookup(&error), error.to_string()))?
         }
     };
     let addresses = judge.addresses(addresses)?;

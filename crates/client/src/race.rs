@@ -23,8 +23,20 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 ///
 /// Dropping the future drops every attempt.
 pub(crate) async fn connect(addresses: Vec<SocketAddr>) -> io::Result<(TcpStream, SocketAddr)> {
-    race(interleave(addresses), |address| async move { Ok((anyproxy_tcp::connect(address).await?, address)) })
-        .await
+    race(interleave(addresses), |address| async move {
+        let connected = anyproxy_tcp::connect(address).await.map_err(|error| no_port_is_free(error, address));
+        Ok((connected?, address))
+    })
+    .await
+}
+
+/// That all local ports towards a target are in use, said as what it is: the system says that the address is not
+/// available, as it does for IPv6 where there is none.
+fn no_port_is_free(error: io::Error, address: SocketAddr) -> io::Error {
+    if error.kind() == io::ErrorKind::AddrNotAvailable && address.is_ipv4() {
+        return io::Error::new(io::ErrorKind::ResourceBusy, "no local port is free");
+    }
+    error
 }
 
 /// The addresses of both families in turns, each family in its given order, the first one's family first
@@ -53,9 +65,11 @@ where
         tokio::select! {
             Some(result) = running.next() => match result {
                 Ok(connected) => return Ok(connected),
-                // This client has no room; another address would not change that.
-                Err(error) if class_of(&error) == OpenErrClass::Overloaded => return Err(error),
                 Err(error) if failure.as_ref().is_none_or(|known| tells(&error) > tells(known)) => {
+                    if is_out_of_descriptors(&error) {
+                        // Another address would not change that; one that is being tried may still answer.
+                        waiting.clear();
+                    }
                     failure = Some(error);
                 }
                 Err(_) => {}
@@ -66,9 +80,11 @@ where
     }
 }
 
-/// How much a failure says about the target: a host that refused was there.
+/// How much a failure says: that this client has no room, so that another may be asked; then what it says about the
+/// target, and a host that refused was there.
 fn tells(error: &io::Error) -> u8 {
     match class_of(error) {
+        OpenErrClass::Overloaded => 5,
         OpenErrClass::Refused => 4,
         OpenErrClass::TimedOut => 3,
         OpenErrClass::HostUnreachable => 2,
@@ -77,11 +93,23 @@ fn tells(error: &io::Error) -> u8 {
     }
 }
 
+/// Whether there is no descriptor left, in this process or the system, or no buffers. These have no kind.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS))
+}
+
+/// The class of a failed lookup, for the gateway: it takes descriptors, too.
+pub(crate) fn class_of_lookup(error: &io::Error) -> OpenErrClass {
+    match class_of(error) {
+        OpenErrClass::Overloaded => OpenErrClass::Overloaded,
+        _ => OpenErrClass::Unresolved,
+    }
+}
+
 /// The class of a failed connection, for the gateway.
 pub(crate) fn class_of(error: &io::Error) -> OpenErrClass {
     use io::ErrorKind;
-    // These have no kind: no descriptor left, in this process or the system; no buffers.
-    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS)) {
+    if is_out_of_descriptors(error) {
         return OpenErrClass::Overloaded;
     }
     match error.kind() {
@@ -95,7 +123,7 @@ pub(crate) fn class_of(error: &io::Error) -> OpenErrClass {
         | ErrorKind::Unsupported => OpenErrClass::NetworkUnreachable,
         // A packet filter of this host says no.
         ErrorKind::PermissionDenied => OpenErrClass::Denied,
-        ErrorKind::OutOfMemory => OpenErrClass::Overloaded,
+        ErrorKind::OutOfMemory | ErrorKind::ResourceBusy => OpenErrClass::Overloaded,
         // A reset instead of an answer.
         ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => OpenErrClass::Refused,
         _ => OpenErrClass::Internal,
@@ -165,6 +193,32 @@ mod tests {
         .await;
         assert_eq!(class_of(&result.unwrap_err()), OpenErrClass::Overloaded);
         assert_eq!(tried.into_inner().unwrap(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn f6_an_attempt_under_way_may_still_answer_when_there_is_no_descriptor_for_another() {
+        let [first, second, third]: [SocketAddr; 3] =
+            addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]).try_into().unwrap();
+        let connected = race([first, second, third].into(), |address| async move {
+            assert_ne!(address, third);
+            if address == second {
+                return Err(io::Error::from_raw_os_error(libc::EMFILE));
+            }
+            tokio::time::sleep(4 * ATTEMPT_DELAY).await;
+            Ok(address)
+        });
+        assert_eq!(connected.await.unwrap(), first);
+    }
+
+    #[test]
+    fn a_client_without_ports_or_descriptors_is_overloaded_and_the_target_is_not_blamed() {
+        let in_use = || io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+        let class = |address: &str| class_of(&no_port_is_free(in_use(), address.parse().unwrap()));
+        assert_eq!(class("192.0.2.1:80"), OpenErrClass::Overloaded);
+        assert_eq!(class("[2001:db8::1]:80"), OpenErrClass::NetworkUnreachable, "there may be no IPv6");
+        let lookup = |code| class_of_lookup(&io::Error::from_raw_os_error(code));
+        assert_eq!(lookup(libc::EMFILE), OpenErrClass::Overloaded);
+        assert_eq!(lookup(libc::ENOENT), OpenErrClass::Unresolved);
     }
 
     #[tokio::test]

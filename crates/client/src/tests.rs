@@ -207,6 +207,7 @@ async fn s8_a_name_without_addresses_does_not_resolve() {
     let world = World::new(|_| {}).await;
     assert_eq!(world.refused(name("nowhere.test", 80)).await, OpenErrClass::Unresolved);
     assert_eq!(world.refused(name("broken.test", 80)).await, OpenErrClass::Unresolved);
+    assert_eq!(world.refused(name("full.test", 80)).await, OpenErrClass::Overloaded, "another may have room");
 }
 
 #[tokio::test]
@@ -708,6 +709,7 @@ fn resolver() -> (Resolver, mpsc::Sender<()>) {
             let _ = stalled.lock().unwrap().recv();
             Ok(Vec::new())
         }
+        "full.test" => Err(io::Error::from_raw_os_error(libc::EMFILE)),
         _ => Err(io::Error::other("no such name")),
     });
     (resolver, release)
