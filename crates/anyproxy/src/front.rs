@@ -21,13 +21,14 @@ pub(crate) enum Served {
 }
 
 impl Served {
-    /// The front as its settings want it.
-    pub(crate) fn new(front: &Front, relay: RelayConfig, stack: Gateway) -> Self {
+    /// The front as its settings want it, with no more UDP associations than there may be.
+    pub(crate) fn new(front: &Front, relay: RelayConfig, associations: usize, stack: Gateway) -> Self {
+        let socks5 = |stack| socks5(front, relay, associations, stack);
         match front.protocol {
             Protocol::Http => Self::Http(http(front, relay, stack)),
-            Protocol::Socks5 => Self::Socks5(socks5(front, relay, stack)),
+            Protocol::Socks5 => Self::Socks5(socks5(stack)),
             Protocol::Mixed => {
-                let (http, socks5) = (http(front, relay, stack.clone()), socks5(front, relay, stack));
+                let (http, socks5) = (http(front, relay, stack.clone()), socks5(stack));
                 Self::Mixed(Mixed::new(http, socks5, front.handshake_timeout))
             }
             Protocol::Sni => Self::Sni(sni(front, relay, stack)),
@@ -64,12 +65,14 @@ fn http(front: &Front, relay: RelayConfig, stack: Gateway) -> HttpProxy<Gateway>
     })
 }
 
-fn socks5(front: &Front, relay: RelayConfig, stack: Gateway) -> Socks5<Gateway> {
+fn socks5(front: &Front, relay: RelayConfig, associations: usize, stack: Gateway) -> Socks5<Gateway> {
+    let usual = UdpConfig::default();
     Socks5::new(stack).with_handshake_timeout(front.handshake_timeout).with_relay(relay).with_udp(UdpConfig {
         enabled: front.udp.enabled,
         advertise_addr: front.udp.advertise_addr,
         idle_timeout: front.udp.idle_timeout,
-        ..UdpConfig::default()
+        max_associations: usual.max_associations.min(associations),
+        ..usual
     })
 }
 

@@ -17,7 +17,7 @@ use anyproxy_queue::{QueueHandle, QueueLayer, WaitForClient, WaitHandle};
 use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
 use anyproxy_socks5::UdpDrops;
 use anyproxy_tunnel::Memory;
-use anyproxy_workers::Workers;
+use anyproxy_workers::{Seats, Workers};
 use arc_swap::ArcSwap;
 use futures_util::future::{self, OptionFuture};
 use tokio::task::JoinSet;
@@ -56,6 +56,8 @@ pub(crate) struct Bound {
     clients_listener: Listener,
     fronts: Vec<(settings::Front, Listener)>,
     admin: Option<admin::Bound>,
+    /// Of all users together, those of clients' ports too.
+    users: Seats,
     open_files: usize,
 }
 
@@ -83,7 +85,7 @@ impl Bound {
             listen::announce(front.protocol.as_str(), listener);
         }
         listen::announce("gateway", &clients_listener);
-        Ok(Self { settings, clients_listener, fronts, admin, open_files })
+        Ok(Self { settings, clients_listener, fronts, admin, users: workers.users(), open_files })
     }
 
     /// Where clients connect to.
@@ -104,7 +106,7 @@ impl Bound {
         reloads: Option<(Reloads, Fixed)>,
         stop: CancellationToken,
     ) -> Result<(), Failure> {
-        let Self { settings, clients_listener, fronts, admin, open_files } = self;
+        let Self { settings, clients_listener, fronts, admin, users, open_files } = self;
         let metrics =
             MetricsLayer::new().with_user_labels(admin.as_ref().map_or(0, admin::Bound::user_labels));
         let hashing = HashPool::default();
@@ -143,7 +145,8 @@ impl Bound {
                 tls: listener.tls().cloned(),
             });
             let stack = stack::login(accounts, front.group.as_deref(), &stock);
-            let front = front::Served::new(&front, settings.relay, stack);
+            let associations = settings::associations(open_files);
+            let front = front::Served::new(&front, settings.relay, associations, stack);
             drops.extend(front.udp_drops());
             serving.spawn(front.serve(listener, stop.clone()));
         }
@@ -152,7 +155,10 @@ impl Bound {
         config.drain_timeout = settings.drain_timeout;
         let memory = settings.tunnel.memory.clone();
         config.tunnel = settings.tunnel;
-        let ports = Ports::new(settings.open_ports_addr, dials, settings.relay);
+        let prepare = move |listener: Listener| {
+            listener.with_max_connections(settings::users(open_files)).with_seats(users.clone())
+        };
+        let ports = Ports::with_listener(settings.open_ports_addr, dials, settings.relay, prepare);
         let (accounts, client_accounts) = Verify::pair(settings.clients);
         let rights = Arc::new(ArcSwap::from_pointee(settings.client_accounts));
         let login = stack::client_login(accounts, rights.clone(), metrics, hashing);

@@ -50,6 +50,7 @@ pub struct Ports(Arc<Book>);
 
 struct Book {
     address: IpAddr,
+    prepare: Box<dyn Fn(Listener) -> Listener + Send + Sync>,
     dials: BoxDial,
     relay: RelayConfig,
     open: Mutex<HashMap<PortRequest, Holder>>,
@@ -100,8 +101,22 @@ impl Ports {
     where
         S: DialService<Future: Send + 'static>,
     {
+        Self::with_listener(address, dials, relay, |listener| listener)
+    }
+
+    /// The same, each TCP port's listener being made ready by `prepare`: how many connections, on which threads.
+    pub fn with_listener<S>(
+        address: IpAddr,
+        dials: S,
+        relay: RelayConfig,
+        prepare: impl Fn(Listener) -> Listener + Send + Sync + 'static,
+    ) -> Self
+    where
+        S: DialService<Future: Send + 'static>,
+    {
         Self(Arc::new(Book {
             address,
+            prepare: Box::new(prepare),
             dials: BoxDial::new(dials),
             relay,
             open: Mutex::default(),
@@ -220,7 +235,7 @@ impl Ports {
         let unused = unused(self.clone(), request, holder.tunnels.subscribe(), stop.clone());
         match request.transport {
             Transport::Tcp => {
-                let listener = Listener::bind(&[address])?;
+                let listener = (self.0.prepare)(Listener::bind(&[address])?);
                 let served = listener.serve(stop, move |user, source| port.clone().serve_tcp(user, source));
                 self.0.tasks.spawn(async move { tokio::join!(served, unused) });
             }

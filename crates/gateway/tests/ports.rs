@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener as StdListener};
 
 use anyproxy_core::{BoxError, Dial, DialService as _, Endpoints as _, Front, Outcome};
@@ -10,7 +11,7 @@ use anyproxy_gateway::{Clients, Config, Ports};
 use anyproxy_tunnel::Request;
 use anyproxy_tunnel::frame::{ClientHello, OpenOk, PortRequest, PortStatus, Transport};
 use support::House;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufStream, DuplexStream};
 use tokio::net::{TcpStream, UdpSocket};
 
 /// The stack of these tests: the first client that may.
@@ -52,6 +53,24 @@ async fn a_connection_to_a_granted_port_is_a_dial_to_its_client_alone() {
     let mut banner = [0; 9];
     user.read_exact(&mut banner).await.unwrap();
     assert_eq!(&banner, b"SSH-2.0-x");
+}
+
+#[tokio::test]
+async fn a_port_has_no_more_connections_than_its_listener_takes() {
+    let port = free_port();
+    let clients = Clients::default();
+    let dials =
+        tower::service_fn(|_: Dial| std::future::pending::<Result<BufStream<DuplexStream>, BoxError>>());
+    let (address, relay) = (Ipv4Addr::LOCALHOST.into(), RelayConfig::default());
+    let ports = Ports::with_listener(address, dials, relay, |listener| listener.with_max_connections(1));
+    let house = House::build(Config::default(), clients, Some(ports), port);
+    let _peer = house.connect("east", "blue", hello("ssh", port, Transport::Tcp)).await.unwrap();
+    let first = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    // It may be reset before it knows that it is connected.
+    let second = async { TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?.read_u8().await };
+    let second = tokio::time::timeout(std::time::Duration::from_secs(5), second).await.expect("an end");
+    assert!(second.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+    assert!(first.try_read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
 }
 
 #[tokio::test]
@@ -148,7 +167,7 @@ async fn a_port_is_of_the_group_that_its_client_serves_now() {
     let (seen, mut groups) = tokio::sync::mpsc::unbounded_channel();
     let dials = tower::service_fn(move |dial: Dial| {
         seen.send(dial.identity.group().to_owned()).unwrap();
-        async move { Err::<tokio::io::BufReader<tokio::io::DuplexStream>, _>(BoxError::from(Outcome::NoClient)) }
+        async move { Err::<tokio::io::BufReader<DuplexStream>, _>(BoxError::from(Outcome::NoClient)) }
     });
     let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
     let house = House::build(Config::default(), clients, Some(ports), port);
@@ -170,7 +189,7 @@ async fn i8_a_user_who_leaves_a_port_gives_up_the_dial() {
         let gone = gone.clone();
         async move {
             gone.send(()).await.unwrap();
-            std::future::pending::<Result<tokio::io::BufReader<tokio::io::DuplexStream>, BoxError>>().await
+            std::future::pending::<Result<tokio::io::BufReader<DuplexStream>, BoxError>>().await
         }
     });
     let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());

@@ -231,9 +231,15 @@ impl Limits {
 }
 
 /// The most connections of users, with and without a stream, on a machine that lets this process have so many files
-/// open. Each takes one of them; an eighth stays for clients, handshakes and logs.
+/// open. Each takes one of them; an eighth stays for clients, handshakes and logs, and half as much for
+/// [`associations`].
 pub(crate) const fn users(open_files: usize) -> usize {
-    open_files - open_files / 8
+    open_files - open_files / 8 - open_files / 16
+}
+
+/// The most UDP associations of a front there. Each takes a file beside its connection, and two fronts may have them.
+pub(crate) const fn associations(open_files: usize) -> usize {
+    open_files / 32
 }
 
 /// What clients are sent of `policy`. One that they could not take would have them refuse every name.

@@ -16,7 +16,7 @@ use anyproxy_tunnel::Memory;
 
 pub(crate) use client::Client;
 pub(crate) use front::{Front, Protocol};
-pub(crate) use gateway::{Gateway, users};
+pub(crate) use gateway::{Gateway, associations, users};
 pub(crate) use rules::Route;
 
 use crate::failure::Failure;
