@@ -172,6 +172,14 @@ async fn what_nobody_hears_is_a_failure_and_no_panic() -> Result {
             .status()?;
         assert_eq!(status.code(), Some(1), "{arguments:?}");
     }
+    // Nor is a failure that nobody hears of.
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let missing = std::process::Command::new(Program::path()?)
+        .args(["check", "--config", "/nowhere"])
+        .stdout(full()?)
+        .stderr(full()?)
+        .status()?;
+    assert_eq!(missing.code(), Some(1));
     Ok(())
 }
 
@@ -216,6 +224,13 @@ async fn hash_password_prints_a_hash_that_lets_its_user_in() -> Result {
     assert_eq!((output.code, &*output.err), (0, ""), "{output:?}");
     assert!(output.out.starts_with("$argon2id$") && output.out.lines().count() == 1, "{output:?}");
     assert_eq!(anyproxy(&["hash-password"]).await?.code, 1, "no password at all");
+    for (length, code, says) in [(1_024, 0, ""), (1_025, 1, "1024"), (4_097, 1, "4096")] {
+        std::fs::write(dir.path().join("line"), "x".repeat(length))?;
+        let mut program = Program::command(&["hash-password"])?;
+        program.stdin(File::open(dir.path().join("line"))?);
+        let output = run(program).await?;
+        assert!(output.code == code && output.err.contains(says), "{length}: {output:?}");
+    }
 
     let users = format!(", users: [ {{ username: alice, password_hash: '{}' }} ]", output.out.trim());
     let options = Options { open: true, http: users.clone(), socks5: users, ..Options::default() };
@@ -464,6 +479,12 @@ async fn the_lines_that_demo_prints_work_as_they_are() -> Result {
         assert_eq!(answer, "Hello from a private service, through AnyProxy.\n", "{command}");
     }
     demo.signal(nix::sys::signal::Signal::SIGINT)?;
+    assert!(demo.wait()?.success());
+
+    let mut demo = Program::start(&["demo"])?;
+    demo.text("the end of what it prints", |line| line.contains("Ctrl-C").then_some(()))?;
+    // As a terminal does that is closed.
+    demo.signal(nix::sys::signal::Signal::SIGHUP)?;
     assert!(demo.wait()?.success());
     Ok(())
 }

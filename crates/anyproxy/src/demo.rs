@@ -3,6 +3,7 @@
 //! The demo runs the same code as `gateway` and `client`, from a file it writes for itself.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -35,8 +36,18 @@ pub(crate) fn run() -> Result<ExitCode, Failure> {
         ..Default::default()
     }));
     process::raise_open_files();
-    // Its file is nobody's to change.
-    runtime::run(|stop, _, workers| demo(stop, workers))
+    runtime::run(|stop, hangups, workers| async move {
+        // It has no file to read again; a terminal that hangs up is gone, and so is who looked at it.
+        let hung_up = async {
+            hangups.next().await;
+            stop.cancel();
+            pending::<Infallible>().await
+        };
+        tokio::select! {
+            ended = demo(stop.clone(), workers) => ended,
+            never = hung_up => match never {},
+        }
+    })
 }
 
 async fn demo(stop: CancellationToken, workers: Workers) -> Result<(), Failure> {

@@ -25,11 +25,12 @@ mod stack;
 mod tls;
 mod traces;
 
-use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyproxy_auth::MAX_PASSWORD;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::cli::{Cli, Command};
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("anyproxy: {failure}");
+            // Nobody there to hear it changes nothing about the end.
+            let _ = writeln!(io::stderr(), "anyproxy: {failure}");
             ExitCode::FAILURE
         }
     }
@@ -86,15 +88,20 @@ fn check(path: &Path) -> Result<ExitCode, Failure> {
 }
 
 fn hash_password() -> Result<ExitCode, Failure> {
-    if io::stdin().is_terminal() {
-        eprintln!("password, one line:");
-    }
-    let mut line = String::new();
-    io::stdin()
-        .take(secrets::MAX_SECRET)
-        .read_to_string(&mut line)
-        .map_err(|error| Failure::of("standard input", error))?;
+    let mut input = io::stdin().lock();
+    let line = if input.is_terminal() {
+        let _ = writeln!(io::stderr(), "password, one line:");
+        let mut line = String::new();
+        input.read_line(&mut line).map(|_| line)
+    } else {
+        secrets::read(input)
+    };
+    let line = line.map_err(|error| Failure::of("standard input", error))?;
     let password = secrets::one_line("standard input", line)?;
+    if password.expose_secret().len() > MAX_PASSWORD {
+        let what = format!("a password has at most {MAX_PASSWORD} bytes: nobody could log in with this one");
+        return Err(Failure::of("standard input", what));
+    }
     let hash = anyproxy_auth::hash_password(&password);
     say(|out| writeln!(out, "{hash}"))
 }

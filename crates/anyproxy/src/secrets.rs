@@ -1,15 +1,15 @@
 //! Secrets from the file itself or from files it names; the environment was laid over the file before.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 
 use anyproxy_config::Password;
 use anyproxy_core::Secret;
 
 use crate::failure::Failure;
 
-/// The longest secret, in bytes.
-pub(crate) const MAX_SECRET: u64 = 4_096;
+/// The longest file with a secret, in bytes.
+const MAX_SECRET: u64 = 4_096;
 
 /// The secret that stands inline or in the file `path`; `None` where neither is given. `mistake` says where both stand.
 pub(crate) fn secret(
@@ -24,13 +24,20 @@ pub(crate) fn secret(
         (Some(inline), None) if inline.0.is_empty() => Err(mistake(format!("{key} is empty"))),
         (Some(inline), None) => Ok(Some(inline.0.clone())),
         (None, Some(path)) => {
-            let mut text = String::new();
-            fs::File::open(path)
-                .and_then(|file| file.take(MAX_SECRET).read_to_string(&mut text))
-                .map_err(|error| Failure::of(path, error))?;
+            let text = fs::File::open(path).and_then(read).map_err(|error| Failure::of(path, error))?;
             one_line(path, text).map(Some)
         }
     }
+}
+
+/// All that `source` says, which must not be longer than a secret.
+pub(crate) fn read(source: impl io::Read) -> io::Result<String> {
+    let mut text = String::new();
+    source.take(MAX_SECRET + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_SECRET {
+        return Err(io::Error::other(format!("longer than {MAX_SECRET} bytes")));
+    }
+    Ok(text)
 }
 
 /// A secret that is a text's only line.

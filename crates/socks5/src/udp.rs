@@ -91,10 +91,9 @@ pub(crate) async fn serve<U: Connection, S: ByteStream>(
     if let Err(error) = socket.writable().await {
         return End::Socket(error);
     }
-    // Behind a translator the user does not know the address they send from, and the port means nothing either.
-    let port = from
-        .filter(|from| from.ip().is_unspecified() || from.ip().to_canonical() == source.ip())
-        .map(|from| from.port());
+    // Behind a translator the user does not know the address they send from, and the port means nothing either; who
+    // leaves the address out says as little.
+    let port = from.filter(|from| from.ip().to_canonical() == source.ip()).map(|from| from.port());
     let mut relay = UdpRelay::new(socket, source.ip(), port, dial, config, drops);
     tokio::select! {
         biased;

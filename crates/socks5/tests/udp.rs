@@ -110,9 +110,12 @@ async fn u2_a_request_that_names_a_port_pins_it_at_once() {
 #[tokio::test]
 async fn a_port_named_with_an_address_behind_a_translator_means_nothing() {
     let stage = Stage::new(UdpConfig::default()).await;
-    let (_control, relay) = stage.associate("10.9.8.7:9".parse().unwrap()).await;
-    let mut user = User::of(relay).await;
-    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+    // Some leave the address out for that reason, and name the port nevertheless.
+    for named in ["10.9.8.7:9", "0.0.0.0:9"] {
+        let (_control, relay) = stage.associate(named.parse().unwrap()).await;
+        let mut user = User::of(relay).await;
+        assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping", "{named}");
+    }
 }
 
 #[tokio::test]

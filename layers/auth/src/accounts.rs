@@ -11,7 +11,7 @@ use crate::{InvalidHash, PasswordHash, random_key};
 
 /// The longest password, in bytes. A longer one is wrong without a look at it, so that nobody makes the gateway
 /// digest a header full of it.
-pub(crate) const MAX_PASSWORD: usize = 1024;
+pub const MAX_PASSWORD: usize = 1024;
 
 /// What proves a user: a password in clear, or its hash.
 #[derive(Clone, Debug)]

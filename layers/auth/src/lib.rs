@@ -63,7 +63,7 @@ mod verify;
 
 use aws_lc_rs::{hmac, rand};
 
-pub use accounts::{Accounts, Fault, InvalidAccount, Password, User};
+pub use accounts::{Accounts, Fault, InvalidAccount, MAX_PASSWORD, Password, User};
 pub use error::Rejected;
 pub use hash::{InvalidHash, PasswordHash, hash_password};
 pub use htpasswd::{InvalidLine, htpasswd};
