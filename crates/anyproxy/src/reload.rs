@@ -3,7 +3,8 @@
 //! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates. What a new
 //! file revokes is refused from then on: requests and logins of users, and tunnels of clients whose account is gone or may
 //! do less than before. Streams and UDP associations that live go on; an association's new destinations are
-//! judged by the new rules. Whatever else differs is named in the log and waits for a restart.
+//! judged by the new rules. Whatever else differs is named in the log and waits for a restart. A front that the file has no
+//! longer, or has open to everybody, or without its TLS, cannot wait: such a file is not taken over.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -121,7 +122,7 @@ impl Running for Gateway {
     }
 
     fn take_over(&self, (settings, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
-        self.check_fronts(&settings.fronts)?;
+        let mut waiting = self.check_fronts(&settings.fronts)?;
         // Clients know a version before dials are judged by it.
         self.clients.set_rules(settings.rules);
         self.acl.replace(settings.policy);
@@ -131,7 +132,10 @@ impl Running for Gateway {
         self.queue.set(settings.limits.queue(self.open_files));
         self.wait.set(settings.limits.wait_for_client);
         self.balance.set(settings.limits.balance);
-        for (front, settings) in self.fronts.iter().zip(settings.fronts) {
+        let wanted = settings.fronts.into_iter();
+        let wanted =
+            wanted.filter(|wanted| self.fronts.iter().any(|front| front.protocol == wanted.protocol));
+        for (front, settings) in self.fronts.iter().zip(wanted) {
             if let (Some(handle), Some(accounts)) = (&front.accounts, settings.accounts) {
                 handle.replace(accounts);
             }
@@ -148,22 +152,26 @@ impl Running for Gateway {
             .retain(move |account| rights.get(&**account.name()).is_some_and(|now| now.covers(account)));
         // Those kept for coming requests were dialled under the old rules.
         self.reuse.forget();
-        Ok(self.fixed.changed(&fixed))
+        waiting.extend(self.fixed.changed(&fixed));
+        Ok(waiting)
     }
 }
 
 impl Gateway {
-    /// Whether those of the file are those that run: one that is no longer there, or no longer open to everybody, must not
-    /// go on as if nothing had been said.
-    fn check_fronts(&self, fronts: &[settings::Front]) -> Result<(), Failure> {
-        let differ = |what: String| Err(Failure::of(what, "a change that needs a restart"));
-        let running: Vec<_> = self.fronts.iter().map(|front| front.protocol.as_str()).collect();
-        let wanted: Vec<_> = fronts.iter().map(|front| front.protocol.as_str()).collect();
-        if running != wanted {
-            return differ(format!("proxy has the fronts {wanted:?} instead of {running:?}"));
-        }
-        for (running, wanted) in self.fronts.iter().zip(fronts) {
+    /// Whether the fronts that run are in the file as they are: one that is no longer there, or no longer open to everybody,
+    /// must not go on as if nothing had been said. Those that do not run yet, which wait for a restart.
+    fn check_fronts(&self, fronts: &[settings::Front]) -> Result<Vec<String>, Failure> {
+        let differ = |what: String| {
+            Err(Failure::of(
+                what,
+                "a change that needs a restart; nothing of the file is in force until then",
+            ))
+        };
+        for running in &self.fronts {
             let name = running.protocol.as_str();
+            let Some(wanted) = fronts.iter().find(|wanted| wanted.protocol == running.protocol) else {
+                return differ(format!("proxy.{name} is not in the file"));
+            };
             if running.accounts.is_some() != wanted.accounts.is_some() {
                 return differ(format!("proxy.{name} has accounts, or has them no longer"));
             }
@@ -171,7 +179,10 @@ impl Gateway {
                 return differ(format!("proxy.{name} has a certificate, or has it no longer"));
             }
         }
-        Ok(())
+        let new = fronts
+            .iter()
+            .filter(|wanted| !self.fronts.iter().any(|running| running.protocol == wanted.protocol));
+        Ok(new.map(|wanted| format!("proxy.{}", wanted.protocol.as_str())).collect())
     }
 }
 
