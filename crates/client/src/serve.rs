@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use anyproxy_acl::{Limits, Policy};
+use anyproxy_core::FOR_EVER;
 use anyproxy_tunnel::frame::{GoAway, GoAwayCode, OpenErr, OpenErrClass};
 use anyproxy_tunnel::{CloseReason, OpenRequest, Request};
 use bytes::Bytes;
@@ -86,7 +87,7 @@ pub(crate) async fn serve(
                 has_left(Left::Unneeded);
             }
             () = stop.cancelled(), if deadline.is_none() => {
-                deadline = Some(Instant::now() + client.config.drain_timeout);
+                deadline = Some(Instant::now() + client.config.drain_timeout.min(FOR_EVER));
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 tracing::warn!(%session, streams = tunnel.streams(), "streams are cut: draining took too long");

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use anyproxy_core::Datagrams;
+use anyproxy_core::{Datagrams, FOR_EVER};
 use anyproxy_tunnel::Stream;
 use anyproxy_udp::{Burst, Peer, Scratch};
 use bytes::BytesMut;
@@ -298,6 +298,7 @@ impl Flow {
     }
 
     async fn carry(&mut self, idle: Duration) -> End {
+        let idle = idle.min(FOR_EVER);
         let mut timer = pin!(sleep_until(Instant::now() + idle));
         loop {
             tokio::select! {

@@ -99,5 +99,9 @@ pub use target::{Host, HostName, InvalidTarget, Target};
 pub use trace_parent::TraceParent;
 pub use turn::end_turn;
 
+/// Longer than any process lives: a hundred years. A time-out that somebody set is cut to it before it is added to an
+/// instant, which `Duration::MAX` would overflow.
+pub const FOR_EVER: std::time::Duration = std::time::Duration::from_secs(100 * 365 * 86_400);
+
 /// An error whose type the parts of a stack need not know; its chain ends in an [`Outcome`] where one is meant.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

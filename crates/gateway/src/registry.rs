@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyproxy_core::{Dial, Endpoints, Network};
+use anyproxy_core::{Dial, Endpoints, FOR_EVER, Network};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -182,7 +182,7 @@ impl Clients {
             common: Arc::new(Common {
                 pins: Arc::default(),
                 streams,
-                open_timeout,
+                open_timeout: open_timeout.min(FOR_EVER),
                 draining: AtomicBool::new(false),
             }),
         }))
@@ -290,13 +290,13 @@ impl Clients {
 
     /// Puts a tunnel in its place. From here on dials may come in on it.
     pub(crate) fn register(&self, claim: &Claim, link: Link) -> Result<Registration, Refusal> {
-        if self.is_draining() {
-            return Err(Refusal::Draining);
-        }
         let session = link.session;
-        let mut result = Ok(());
+        let mut result = Err(Refusal::Draining);
         self.0.present.send_if_modified(|present| {
-            result = present.seat(claim, link, &self.0.common);
+            // Within the lock: one that came between a drain and its look at who is there would be told nothing.
+            if !self.is_draining() {
+                result = present.seat(claim, link, &self.0.common);
+            }
             result.is_ok()
         });
         result.map(|()| Registration { clients: self.clone(), id: claim.id.clone(), session })

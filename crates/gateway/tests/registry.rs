@@ -307,6 +307,15 @@ async fn rules_reach_each_tunnel_once_and_before_its_first_open() {
     }
 }
 
+#[tokio::test]
+async fn a_client_may_be_waited_for_for_ever() {
+    let house = House::build(Config::default(), Clients::new(Duration::MAX), None, 1);
+    let mut peer = house.client("room-1", 1).await;
+    let dialing = tokio::spawn(house.serving("blue")[0].dial(dial("blue")));
+    assert_eq!(next_open(&mut peer).await.open().deadline_ms, u32::MAX);
+    dialing.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_answer_is_given_up_and_told() {
     let house = House::build(Config::default(), Clients::new(Duration::from_secs(5)), None, 1);

@@ -4,6 +4,9 @@ use anyproxy_frame::{MAX_PAYLOAD, MAX_WINDOW, MIN_WINDOW, START_WINDOW};
 
 use crate::liveness::FIRST_PINGS;
 
+/// More than any tunnel lives, and little enough to be added to an instant: ten years.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// What a multiplexer may spend and how patient it is.
 ///
 /// Every limit that a peer can run into is here. Values outside their range are brought back into it when a
@@ -108,8 +111,8 @@ impl Config {
         self.quantum = self.quantum.clamp(1024, MAX_PAYLOAD as u32);
         self.max_datagrams = self.max_datagrams.max(1);
         self.max_pings = self.max_pings.max(2 * FIRST_PINGS);
-        self.ping_interval = self.ping_interval.max(Duration::from_millis(1));
-        self.ping_timeout = self.ping_timeout.max(Duration::from_millis(1));
+        let times = [&mut self.hello_timeout, &mut self.ping_interval, &mut self.ping_timeout];
+        times.into_iter().for_each(|time| *time = (*time).clamp(Duration::from_millis(1), LONGEST));
         self
     }
 }

@@ -131,6 +131,14 @@ fn values_out_of_range_are_brought_back() {
     mux.hello(anyproxy_frame::ClientHello::new("c", 1)).unwrap();
     let Some(ToGateway::Hello(hello)) = mux.poll_transmit(now) else { panic!("no hello") };
     assert_eq!((hello.window, hello.max_streams), (16 * 1024, 1));
+
+    let longest = Duration::MAX;
+    let config =
+        Config { hello_timeout: longest, ping_interval: longest, ping_timeout: longest, ..Config::default() };
+    let mut client = ClientUnderTest::with(config);
+    assert_eq!(client.mux.handle_timeout(client.now), Ok(()), "no instant overflows");
+    client.transmit();
+    assert!(client.mux.poll_timeout().is_some_and(|deadline| deadline > client.now));
 }
 
 /// A client whose ping is under way.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, Login, Outcome, Refusal, SourcePrefix};
+use anyproxy_core::{BoxError, FOR_EVER, Login, Outcome, Refusal, SourcePrefix};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_layer::Layer;
@@ -319,12 +319,12 @@ impl Record {
     fn fail(&mut self, now: Instant, policy: &LockoutPolicy) {
         if self.window_ends <= now {
             self.wrong = 0;
-            self.window_ends = now + policy.window;
+            self.window_ends = now + policy.window.min(FOR_EVER);
         }
         self.wrong += 1;
         if self.wrong >= policy.failures.get() {
             let doubled = policy.first.saturating_mul(1 << self.locks.min(20));
-            self.locked_until = now + doubled.min(policy.longest);
+            self.locked_until = now + doubled.min(policy.longest).min(FOR_EVER);
             self.locks += 1;
             self.wrong = 0;
             self.window_ends = self.locked_until;

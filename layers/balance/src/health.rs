@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyproxy_core::Endpoint;
+use anyproxy_core::{Endpoint, FOR_EVER};
 use tokio::time::Instant;
 
 /// When a member is left out, and for how long.
@@ -117,7 +117,7 @@ impl Health {
             return None;
         }
         member.ejections = member.ejections.saturating_add(1);
-        let time = rule.base.saturating_mul(member.ejections).min(rule.max);
+        let time = rule.base.saturating_mul(member.ejections).min(rule.max).min(FOR_EVER);
         member.until = Some(now + time);
         Some(time)
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, Dial, Digest, DigestMap, Endpoints, Fault, Outcome};
+use anyproxy_core::{BoxError, Dial, Digest, DigestMap, Endpoints, FOR_EVER, Fault, Outcome};
 use tokio::time::{Instant, sleep, timeout_at};
 use tower::retry::Policy;
 
@@ -109,7 +109,7 @@ impl<E: Endpoints, R> Policy<Dial, R, BoxError> for WaitForClient<E> {
         let settings = self.room.lock().settings;
         let again = self.deadline.is_some();
         let now = Instant::now();
-        let deadline = *self.deadline.get_or_insert(now + settings.limit);
+        let deadline = *self.deadline.get_or_insert(now + settings.limit.min(FOR_EVER));
         if now >= deadline {
             return None;
         }

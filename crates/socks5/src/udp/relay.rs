@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, BoxFuture, ByteStream, Datagrams, Outcome, Target, end_turn};
+use anyproxy_core::{BoxError, BoxFuture, ByteStream, Datagrams, FOR_EVER, Outcome, Target, end_turn};
 use anyproxy_udp::{Burst, Peer, Scratch};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -126,7 +126,7 @@ where
             unflushed: Vec::new(),
             last_heard: now,
             last_sweep: now,
-            timer: Box::pin(sleep_until(now + config.idle_timeout)),
+            timer: Box::pin(sleep_until(now + config.idle_timeout.min(FOR_EVER))),
             errors: 0,
         }
     }
