@@ -140,6 +140,19 @@ async fn check_refuses_what_could_not_work() -> Result {
         assert_eq!((output.code, &*output.out), (1, ""), "{key}: {output:?}");
         assert!(output.err.contains(&format!("file.yaml: {said}")), "{key}: {output:?}");
     }
+    let client =
+        "client: { gateway_addr: 'a:1', gateway_tls_cert: certs/server.crt, client_id: a, auth_username: a,
+  auth_password: a, limit: [ { name: web, addr: localhost } ] }\n";
+    for (text, said) in [
+        (client.to_owned(), ":2:49: a service of limit needs a port"),
+        (
+            format!("proxy:\n  sni: {{ listen_addr: '127.0.0.1:0', hosts: ['a.example:8443'] }}\n{GATEWAY}"),
+            ":2:46: names are dialled on the front's port",
+        ),
+    ] {
+        let output = on_file(folder(&text).await?.path(), "check", &[]).await?;
+        assert!(output.code == 1 && output.err.contains(said), "{said}: {output:?}");
+    }
     let dir = folder(&format!("{GATEWAY}  ping_interval: 1s\n")).await?;
     assert_eq!(on_file(dir.path(), "check", &[]).await?.code, 0);
     Ok(())

@@ -92,6 +92,18 @@ impl Pattern {
         matches!(self.hosts, Hosts::Range(_))
     }
 
+    /// Whether the pattern speaks of every port.
+    #[must_use]
+    pub fn is_any_port(&self) -> bool {
+        self.ports == Ports::ALL
+    }
+
+    /// Whether it speaks of this port.
+    #[must_use]
+    pub const fn has_port(&self, port: u16) -> bool {
+        self.ports.contains(port)
+    }
+
     /// Whether the pattern speaks of every host, on whichever ports.
     #[must_use]
     pub const fn is_any_host(&self) -> bool {

@@ -185,6 +185,11 @@ impl Front {
             if pattern.is_range() {
                 return wrong("a server name is never an address: this pattern would match nothing");
             }
+            if !pattern.has_port(port) {
+                return wrong(
+                    "names are dialled on the front's port: with this one the pattern would match nothing",
+                );
+            }
             // Nobody logs in here: the names are all that stands between the world and the targets.
             if pattern.is_any_host() && !listen_addr.value.is_loopback() {
                 return wrong("this would pass everybody on to every name: list the names that are meant");

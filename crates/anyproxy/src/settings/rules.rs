@@ -91,6 +91,10 @@ pub(super) fn services(
         let Some(addr) = &service.addr else {
             return Err(source.mistake(spanned.defined, "a service of limit needs an addr"));
         };
+        if addr.value.0.is_any_port() {
+            let what = "a service of limit needs a port, as in localhost:3000: without one it is all of them";
+            return Err(source.mistake(addr.defined, what));
+        }
         let networks = network(service.protocol.unwrap_or(config::Protocol::Tcp));
         Ok(Rule::allow([addr.value.0.clone()]).networks(networks).at(origin(source, spanned.defined)))
     };
