@@ -22,7 +22,7 @@ use crate::connection::{Connection, Step};
 use crate::model::{Pair, name, play, put};
 use crate::record::{HEAD, MAX_CONTENT, OVERHEAD, kind};
 use crate::stream::Layer;
-use crate::traffic::{MAX_QUIET, Read};
+use crate::traffic::{MAX_QUIET, RECORDS_PER_READ, Read};
 
 /// Settings of both ends that agree on nothing but `suite`.
 fn configs(suite: CipherSuite) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
@@ -520,6 +520,21 @@ fn a_reader_with_room_gets_all_records_at_once_and_another_gets_whole_ones() {
             let read = pair.client.read(&mut pair.line, &mut part, &mut Buffer::default());
             assert_eq!((read, part.filled().len()), (Ok(Read::Data), expected));
         }
+    }
+}
+
+#[test]
+fn a_read_opens_no_more_records_than_so_many() {
+    let (mut pair, most) = (pair(), usize::from(RECORDS_PER_READ));
+    pair.read(1_000).1.unwrap();
+    for _ in 0..most + 1 {
+        pair.say(kind::DATA, b"x");
+    }
+    for expected in [most, 1] {
+        let mut room = [0; 1_000];
+        let mut out = ReadBuf::new(&mut room);
+        let read = pair.client.read(&mut pair.line, &mut out, &mut Buffer::default());
+        assert_eq!((read, out.filled().len()), (Ok(Read::Data), expected));
     }
 }
 

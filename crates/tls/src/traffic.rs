@@ -21,6 +21,10 @@ const MAX_SEALED: usize = 288 * 1024;
 /// So many records in a row may hold no data: more than tickets after a handshake and a key update, less than a flood.
 pub(crate) const MAX_QUIET: u8 = 32;
 
+/// Records opened in one read: 1 MiB of full ones. A peer whose records are of one byte has a read of 256 KiB cost no more
+/// work than that.
+pub(crate) const RECORDS_PER_READ: u8 = 2 * MAX_QUIET;
+
 /// The longest handshake message taken; rustls' own limit.
 const MAX_MESSAGE: usize = 0xffff;
 
@@ -148,7 +152,13 @@ impl Traffic {
 
     fn read_records(&mut self, received: &mut Buffer, out: &mut ReadBuf<'_>) -> Result<Read, Error> {
         let before = out.filled().len();
+        let mut records = 0;
         loop {
+            // There is data among so many, or the connection would have failed.
+            if records == RECORDS_PER_READ {
+                return Ok(Read::Data);
+            }
+            records += 1;
             if let Some(open) = &mut self.open {
                 let length = out.remaining().min(open.end - open.at);
                 out.put_slice(&received.filled()[open.at..][..length]);

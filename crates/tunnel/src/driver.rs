@@ -23,6 +23,9 @@ use crate::{Carrier, CarrierError, CloseReason, Config, StreamReset, TunnelError
 /// Messages taken in before the driver looks at what is to be sent.
 const RECEIVED_PER_TURN: usize = 8;
 
+/// Frames taken in by then: many small ones in a message are as much work as many messages.
+const FRAMES_PER_TURN: usize = 4_096;
+
 /// So often that much is taken in once nothing can be sent any more: all that a kernel may still hold, and the last words
 /// behind it.
 const LAST_TURNS: usize = 16;
@@ -348,11 +351,18 @@ impl<E: End, C: Carrier> Engine<E, C> {
     }
 
     fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<Left, Over> {
+        let mut frames = 0;
         for _ in 0..RECEIVED_PER_TURN {
+            if frames >= FRAMES_PER_TURN {
+                break;
+            }
             let session = self.core.shared.session;
-            let received = self.link.poll_receive(cx, now, |frame| match E::received(frame) {
-                Some((id, frame)) => log("received", session, id, frame),
-                None => trace!(session, bytes = frame_len(frame), "received"),
+            let received = self.link.poll_receive(cx, now, |frame| {
+                frames += 1;
+                match E::received(frame) {
+                    Some((id, frame)) => log("received", session, id, frame),
+                    None => trace!(session, bytes = frame_len(frame), "received"),
+                }
             });
             match received {
                 Poll::Pending => return Ok(Left::Nothing),

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use anyproxy_core::end_turn;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,6 +20,10 @@ use crate::{Carrier, CarrierError, UpgradeError};
 
 /// The least that is read at once, and what an idle connection keeps: a few keystrokes of many streams.
 const LEAST_READ: usize = 8 * 1024;
+
+/// Reads after which a message that is not whole yet waits for the next turn: a line that brings it in crumbs is not
+/// followed for as long as they come.
+const READS_PER_TURN: u32 = 16;
 
 /// What is written at once where there is more: a message of a full frame at first, and up to four on a line that has
 /// taken all so far. Less costs system calls and wakes the peer more often; more makes keystrokes wait behind it.
@@ -157,6 +162,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
 
     /// The next message, text or binary; what else there is is answered here.
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, CarrierError>>> {
+        let mut reads = 0;
         while !self.closed {
             match self.decoder.decode(&mut self.inbox) {
                 Err(violation) => return Poll::Ready(Some(Err(violation.into()))),
@@ -166,6 +172,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
                     }
                 }
                 Ok(None) => {
+                    if reads == READS_PER_TURN {
+                        return end_turn(cx);
+                    }
+                    reads += 1;
                     self.make_room();
                     if ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.inbox))? == 0 {
                         let end = io::Error::from(io::ErrorKind::UnexpectedEof);
@@ -442,11 +452,54 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Upgrading<Io> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Waker;
 
     use tokio::io::duplex;
 
     use super::*;
+
+    /// Has another byte of an endless ping whenever it is asked.
+    struct Crumbs(Arc<AtomicUsize>);
+
+    impl AsyncRead for Crumbs {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            let message = [0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            let at = self.0.fetch_add(1, Ordering::Relaxed);
+            buf.put_slice(&[message.get(at).copied().unwrap_or(0)]);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Crumbs {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_in_crumbs_leaves_others_their_turn() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let mut socket = WebSocket::server(Crumbs(reads.clone()));
+        for turn in 1..=3 {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(socket.poll_recv(&mut cx).is_pending());
+            assert_eq!(reads.load(Ordering::Relaxed), turn * READS_PER_TURN as usize);
+        }
+    }
 
     #[tokio::test]
     async fn batches_grow_on_a_line_that_takes_all_and_start_anew_on_one_that_does_not() {

@@ -4,9 +4,13 @@
 mod support;
 
 use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
-use anyproxy_tunnel::frame::{ClientHello, Frame as _, GatewayHello, MAX_MESSAGE, ToGateway};
+use anyproxy_tunnel::frame::{
+    ClientHello, Frame as _, GatewayHello, MAX_MESSAGE, OpenOk, StreamFrame, StreamId, ToGateway,
+};
 use anyproxy_tunnel::{
     Carrier as _, CarrierError, Config, PeerError, TunnelError, UpgradeError, WebSocket, accept, connect,
 };
@@ -170,8 +174,7 @@ async fn m1_a_message_without_frames_or_with_broken_ones_ends_the_tunnel() {
 #[tokio::test]
 async fn a_frame_before_the_hello_ends_the_tunnel() {
     let mut message = BytesMut::new();
-    ToGateway::stream(anyproxy_tunnel::frame::StreamId::FIRST, anyproxy_tunnel::frame::StreamFrame::Fin)
-        .encode(&mut message);
+    ToGateway::stream(StreamId::FIRST, StreamFrame::Fin).encode(&mut message);
     let (error, code) = answer_to(masked(FIN | BINARY, &message)).await;
     assert!(matches!(error, TunnelError::Peer(PeerError::HelloMissing)), "{error:?}");
     assert_eq!(code, 1002);
@@ -358,14 +361,47 @@ async fn a_peer_error_tells_both_ends_what_it_was() {
     let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
     let driver = tokio::spawn(driver);
     message.clear();
-    let id = anyproxy_tunnel::frame::StreamId::FIRST;
-    ToGateway::stream(id, anyproxy_tunnel::frame::StreamFrame::Fin).encode(&mut message);
+    ToGateway::stream(StreamId::FIRST, StreamFrame::Fin).encode(&mut message);
     let said = converse(far, masked(FIN | BINARY, &message)).await;
     let reason = driver.await.unwrap();
     assert!(matches!(reason, anyproxy_tunnel::CloseReason::Peer(PeerError::UnknownStream(_))), "{reason:?}");
     assert_eq!(tunnel.closed().await.as_str(), "violation");
     let said = String::from_utf8_lossy(&said);
     assert_eq!(said.matches("never opened").count(), 2, "in the go-away and in the close frame: {said}");
+}
+
+#[tokio::test]
+async fn a_turn_takes_in_some_thousand_small_frames_and_then_others_have_theirs() {
+    let (near, mut far) = duplex(1 << 20);
+    let mut message = BytesMut::new();
+    ToGateway::Hello(Box::new(ClientHello::new("crumbs", 1))).encode(&mut message);
+    far.write_all(&masked(FIN | BINARY, &message)).await.unwrap();
+    let accepting = accept(WebSocket::server(near), Config::default()).await.unwrap();
+    let (tunnel, mut driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+    let opening = tokio::spawn(tunnel.open(tcp()));
+    tokio::task::yield_now().await;
+    let mut turn = async || poll_fn(|cx| Poll::Ready(Pin::new(&mut driver).poll(cx).is_pending())).await;
+    assert!(turn().await, "the open leaves");
+    message.clear();
+    ToGateway::OpenOk(StreamId::FIRST, OpenOk::default()).encode(&mut message);
+    far.write_all(&masked(FIN | BINARY, &message)).await.unwrap();
+    for _ in 0..4 {
+        message.clear();
+        while message.len() < MAX_MESSAGE - 9 {
+            ToGateway::stream(StreamId::FIRST, StreamFrame::Data(Bytes::from_static(b"x")))
+                .encode(&mut message);
+        }
+        far.write_all(&masked(FIN | BINARY, &message)).await.unwrap();
+    }
+    while !opening.is_finished() {
+        assert!(turn().await);
+        tokio::task::yield_now().await;
+    }
+    let (mut stream, _) = opening.await.unwrap().unwrap();
+    // With the answer came one message of frames, and no more.
+    let mut read = vec![0; 4 * MAX_MESSAGE];
+    let length = stream.read(&mut read).await.unwrap();
+    assert!((1..=MAX_MESSAGE / 9).contains(&length), "{length} in one turn");
 }
 
 #[tokio::test]
