@@ -151,7 +151,7 @@ impl<M: GatewayStack> Served<M> {
     ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal> {
         let dial = Dial::tcp(target.clone(), self.source, Front::HTTP);
         let stream = dials.dial(dial).await.map_err(|error| Refusal::of(&*error).towards(target))?;
-        hand_off(parts, stream)?;
+        hand_off(parts, stream, busy)?;
         Ok(Response::new(ResponseBody::whole(Bytes::new(), busy.clone())))
     }
 
@@ -301,7 +301,7 @@ impl<M: GatewayStack> Served<M> {
         let mut headers = head.headers;
         clean_response(&mut headers, head.http_11, None, &self.config.name);
         if let Some(stream) = exchange.take_stream() {
-            hand_off(parts, stream)?;
+            hand_off(parts, stream, &busy)?;
         }
         let mut response = Response::new(ResponseBody::whole(Bytes::new(), busy));
         if route.extended {
@@ -364,10 +364,12 @@ impl<S> Handoff<S> {
     }
 }
 
-fn hand_off<S: ByteStream>(parts: &Parts, stream: S) -> Result<(), Refusal> {
+/// What the user is given from here on is a target's.
+fn hand_off<S: ByteStream>(parts: &Parts, stream: S, busy: &Busy) -> Result<(), Refusal> {
     // Lost only if a layer has made a new request of the user's.
     let handoff = parts.extensions.get::<Handoff<S>>().ok_or_else(Refusal::panicked)?;
     *handoff.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+    busy.session().set_delivering();
     Ok(())
 }
 

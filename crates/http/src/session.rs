@@ -22,7 +22,7 @@ pub(crate) struct Session {
     started: Instant,
     /// When the last request ended, in milliseconds since `started`.
     idle_since: AtomicU64,
-    /// Whether the latest response is a target's.
+    /// Whether the latest response, or one of those under way, is a target's.
     delivering: AtomicBool,
     /// Whether a response has begun that can only end by the connection's end,
     unframed: AtomicBool,
@@ -72,8 +72,9 @@ impl Session {
         self.wire.store(0, Ordering::Relaxed);
         self.earned.store(0, Ordering::Relaxed);
         self.chunked.store(chunked, Ordering::Relaxed);
-        self.delivering.store(false, Ordering::Relaxed);
-        self.active.fetch_add(1, Ordering::Relaxed);
+        if self.active.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.delivering.store(false, Ordering::Relaxed);
+        }
         self.turn.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
     }

@@ -4,6 +4,7 @@
 
 mod play;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -168,6 +169,28 @@ async fn i10_a_response_nobody_takes_is_given_up_though_its_connection_speaks() 
     let again = user.ask(get("http://t/"), true);
     stage.target().await;
     drop(again);
+}
+
+#[tokio::test(start_paused = true)]
+async fn i10_a_tunnel_s_user_may_pause_as_long_as_any_whatever_else_they_ask() {
+    let stage = Stage::open();
+    let (near, far) = tokio::io::duplex(4 * 1024);
+    serve(&stage, far);
+    let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
+    // The user takes something while this is polled, and nothing else.
+    let mut connection = pin!(connection);
+    let mut ask = |uri, method| requests.send_request(request(method, uri), false).unwrap();
+    let (response, _send) = ask("t:443", Method::CONNECT);
+    let mut target = driven(&mut connection, stage.target()).await;
+    let mut receive = driven(&mut connection, response).await.unwrap().into_body();
+    let (refused, _) = ask("https://t/", Method::GET);
+    assert_eq!(driven(&mut connection, refused).await.unwrap().status(), StatusCode::NOT_IMPLEMENTED);
+    target.say(&"x".repeat(60_000)).await;
+    tokio::time::sleep(Duration::from_secs(50 * 60)).await;
+    let mut taken = 0;
+    while taken < 60_000 {
+        taken += driven(&mut connection, receive.data()).await.unwrap().unwrap().len();
+    }
 }
 
 #[tokio::test]
@@ -503,6 +526,18 @@ async fn connect(stage: &Stage) -> User {
     let pings = connection.ping_pong();
     let connection = tokio::spawn(connection);
     User { requests, pings, connection }
+}
+
+/// What comes of `step` while the user's connection is driven.
+async fn driven<T>(
+    connection: &mut (impl Future<Output = Result<(), h2::Error>> + Unpin),
+    step: impl Future<Output = T>,
+) -> T {
+    tokio::select! {
+        biased;
+        done = step => done,
+        ended = connection => panic!("the connection ended: {ended:?}"),
+    }
 }
 
 fn request(method: Method, uri: &str) -> Request<()> {
