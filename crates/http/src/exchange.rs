@@ -111,6 +111,7 @@ where
             }
             Some((body, left)) => Upload::Sending { body, left },
         };
+        busy.session().dialled();
         let silence = Silence::new(busy.session().clone(), config.idle_timeout);
         Self {
             stream: Some(stream),

@@ -17,7 +17,7 @@ use crate::reuse::Park;
 pub(crate) struct Session {
     /// Requests under way.
     active: AtomicUsize,
-    /// Changes with every beginning and end of a request.
+    /// Changes with every beginning and end of a request, and once it is dialled.
     turn: AtomicU64,
     started: Instant,
     /// When the last request ended, in milliseconds since `started`.
@@ -77,6 +77,11 @@ impl Session {
         }
         self.turn.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
+    }
+
+    /// A request's wait for its dial is over, and that for its target begins.
+    pub(crate) fn dialled(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
     }
 
     fn is_busy(&self) -> bool {
@@ -296,7 +301,10 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
             if self.session.is_busy() {
                 let since = *self.since.get_or_insert_with(Instant::now);
                 let checked = *self.checked.get_or_insert(since);
-                let (limit, soon) = (self.limits.idle.map(|limit| since + limit), checked + nearest);
+                // An exchange ends by itself after that long, with an answer where there can be one. It goes first.
+                let limit =
+                    self.limits.idle.and_then(|limit| since.checked_add(limit.saturating_add(nearest)));
+                let soon = checked + nearest;
                 ready!(self.timer.poll(cx, limit.map_or(soon, |limit| limit.min(soon))));
                 let now = Instant::now();
                 if self.session.is_busy() && limit.is_some_and(|limit| limit <= now) {

@@ -546,6 +546,19 @@ async fn f4_a_mute_target_is_504_after_the_idle_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn f4_the_time_of_a_dial_is_not_its_target_s() {
+    let dials = tower::service_fn(|_: anyproxy_core::Dial| async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let (near, mut mute) = tokio::io::duplex(1024);
+        tokio::spawn(async move { mute.read_to_end(&mut Vec::new()).await });
+        std::io::Result::Ok(tokio::io::BufReader::new(near))
+    });
+    let mut user = Stage::open().user_of(HttpProxy::new(tower::make::Shared::new(dials)));
+    user.say(GET).await;
+    assert!(user.head().await.starts_with("HTTP/1.1 504 "));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_upload_may_take_as_long_as_it_moves() {
     let stage = Stage::open();
     let mut user = stage.user();
@@ -567,6 +580,7 @@ async fn an_upload_may_take_as_long_as_it_moves() {
     let began = tokio::time::Instant::now();
     assert_eq!(target.rest().await, "");
     assert!((3_600..=3_601).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert!(user.head().await.starts_with("HTTP/1.1 504 "));
 }
 
 #[tokio::test(start_paused = true)]

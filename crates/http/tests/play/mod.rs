@@ -66,6 +66,8 @@ impl Stage {
         let terminal = tower::service_fn(move |dial: Dial| {
             let (made, count) = (made.clone(), count.clone());
             async move {
+                // As every dial it takes a moment, in which the user's connection is looked at again.
+                tokio::task::yield_now().await;
                 if let Some(outcome) = refusal {
                     return Err(io::Error::other(outcome));
                 }
