@@ -35,6 +35,7 @@ struct Entries {
     connected: AtomicU64,
     /// What the final attempt knows; an attempt that failed leaves nothing.
     served: OnceLock<Served>,
+    pulse: OnceLock<Arc<dyn Pulse>>,
 }
 
 #[derive(Debug)]
@@ -52,6 +53,7 @@ impl Journal {
             opened: AtomicU64::new(0),
             connected: AtomicU64::new(0),
             served: OnceLock::new(),
+            pulse: OnceLock::new(),
         }))
     }
 
@@ -101,6 +103,17 @@ impl Journal {
         let _ = self.0.served.set(Served { stream, client, address });
     }
 
+    /// Leaves a view of what carries the stream, for whoever would use the stream again. Only the first call counts.
+    pub fn set_pulse(&self, pulse: Arc<dyn Pulse>) {
+        let _ = self.0.pulse.set(pulse);
+    }
+
+    /// Whether what carries the stream would carry another now; taken for granted where nobody has left a view of it.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.0.pulse.get().is_none_or(|pulse| pulse.is_healthy())
+    }
+
     /// The stream, once there is one.
     #[must_use]
     pub fn stream(&self) -> Option<StreamRef> {
@@ -118,6 +131,12 @@ impl Journal {
     pub fn address(&self) -> Option<SocketAddr> {
         self.0.served.get().and_then(|served| served.address)
     }
+}
+
+/// What can be seen, without holding it, of that which carries a stream.
+pub trait Pulse: fmt::Debug + Send + Sync {
+    /// Whether it takes new streams, and moves those it has.
+    fn is_healthy(&self) -> bool;
 }
 
 fn micros(time: Duration) -> u64 {

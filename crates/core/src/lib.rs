@@ -85,7 +85,7 @@ pub use digest::{AsItIs, Digest, DigestMap};
 pub use endpoints::{Endpoint, Endpoints, Load};
 pub use fault::Fault;
 pub use identity::{Account, DEFAULT_GROUP, Identity};
-pub use journal::{Journal, StreamRef};
+pub use journal::{Journal, Pulse, StreamRef};
 pub use kept::{lend, poll_read_bytes, share};
 pub use login::{Front, Login};
 pub use outcome::Outcome;

@@ -262,6 +262,7 @@ impl Service<Dial> for Client {
                 Err(_) => return Err(NotServed::unanswered(&client).into()),
             };
             dial.journal.set_served(stream.stream_ref(), client, ok.address);
+            dial.journal.set_pulse(link.tunnel.pulse());
             Ok(Guarded::new(stream, carried))
         })
     }

@@ -77,6 +77,23 @@ async fn a_dial_becomes_a_stream_at_the_client_and_the_journal_knows_it() {
 }
 
 #[tokio::test]
+async fn a_journal_tells_that_the_tunnel_of_a_living_stream_leaves_and_does_not_hold_it() {
+    let house = House::new(Config::default());
+    let mut peer = house.client("room-1", 1).await;
+    let dial = dial("blue");
+    let journal = dial.journal.clone();
+    let dialing = tokio::spawn(house.serving("blue")[0].dial(dial));
+    let far = next_open(&mut peer).await.accept(OpenOk::default());
+    let near = dialing.await.unwrap().unwrap();
+    assert!(journal.is_healthy());
+    peer.tunnel.drain();
+    house.until(|house| house.ids("blue").is_empty()).await;
+    assert!(!journal.is_healthy());
+    drop((near, far));
+    peer.task.unwrap().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_failure_at_the_target_is_the_user_s_outcome() {
     let house = House::new(Config::default());
     let mut peer = house.client("room-1", 1).await;

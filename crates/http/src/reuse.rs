@@ -353,9 +353,11 @@ impl Lease {
             let Parked { raw, mut tenancy } = self.0.park.take(dial)?;
             let Ok(mut raw) = raw.into_any().downcast::<S>() else { continue };
             let mut cx = Context::from_waker(Waker::noop());
-            // Bytes, an end or an error: none of them belongs between two exchanges.
+            // Bytes, an end or an error: none of them belongs between two exchanges. And where no stream would be
+            // opened, none is used again: a client that leaves must come to its end.
             if tenancy.epoch != epoch
                 || tenancy.rules != dial.rules
+                || !tenancy.journal.is_healthy()
                 || Pin::new(&mut *raw).poll_fill_buf(&mut cx).is_ready()
             {
                 self.0.park.see_off(*raw);
@@ -459,7 +461,7 @@ impl Park {
     }
 
     fn put(&self, parked: Parked) {
-        if self.room == 0 || parked.tenancy.uses >= MAX_USES {
+        if self.room == 0 || parked.tenancy.uses >= MAX_USES || !parked.tenancy.journal.is_healthy() {
             return self.see_off(parked.raw);
         }
         let mut kept = self.kept();

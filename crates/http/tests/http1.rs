@@ -753,6 +753,28 @@ async fn a_kept_stream_that_its_target_closed_is_not_used() {
     assert!(stage.target().await.head().await.starts_with("POST / "));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_kept_stream_is_not_used_once_its_tunnel_leaves() {
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    user.head().await;
+    stage.leave();
+    user.say("POST http://t.lan/ HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(target.rest().await, "", "it is seen off");
+    let mut target = stage.target().await;
+    assert!(target.head().await.starts_with("POST / "));
+    // Nor is one kept.
+    let began = tokio::time::Instant::now();
+    target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+    user.head().await;
+    assert_eq!(target.rest().await, "");
+    assert_eq!(began.elapsed().as_secs(), 0, "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn a_request_that_met_a_closing_target_is_asked_again_if_that_is_safe() {
     for (method, again) in [("GET", true), ("POST", false)] {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use anyproxy_core::Pulse;
 use anyproxy_mux::frame::{
     ClientHello, FieldTooLong, GatewayHello, GoAwayCode, Network, Open, OpenOk, StreamFrame, StreamId,
     ToClient, ToGateway,
@@ -176,7 +177,12 @@ impl Tunnel {
 
     /// Whether an open would be sent: the tunnel lives, and no side is going away.
     pub fn accepts_opens(&self) -> bool {
-        !self.shared().gauges.going_away.load(Ordering::Relaxed) && !self.shared().is_closed()
+        self.shared().accepts_opens()
+    }
+
+    /// Whether it accepts opens and is not stalled, for those who must not keep the tunnel from draining.
+    pub fn pulse(&self) -> Arc<dyn Pulse> {
+        self.shared().clone()
     }
 
     /// Datagrams dropped in either direction, because they found no room.

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyproxy_core::Pulse;
 use anyproxy_mux::Memory;
 use anyproxy_mux::frame::GoAwayCode;
 use tokio::sync::watch;
 
 use crate::cell::Bell;
+use crate::link::now;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{CloseReason, Config};
 
@@ -79,6 +81,10 @@ impl Shared {
         size.min(LEAST_SEND_BUFFER.max(left as u32))
     }
 
+    pub(crate) fn accepts_opens(&self) -> bool {
+        !self.gauges.going_away.load(Ordering::Relaxed) && !self.is_closed()
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.borrow().is_some()
     }
@@ -101,6 +107,12 @@ impl Shared {
                 Err(_) => CloseReason::Abandoned,
             }
         }
+    }
+}
+
+impl Pulse for Shared {
+    fn is_healthy(&self) -> bool {
+        self.accepts_opens() && !self.gauges.is_stalled(now())
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
 use anyproxy_core::{
-    Account, BoxError, BoxGateway, Dial, DialService as _, GatewayStack, Identity, Login, Outcome,
+    Account, BoxError, BoxGateway, Dial, DialService as _, GatewayStack, Identity, Login, Outcome, Pulse,
 };
 use anyproxy_front::Connection;
 use anyproxy_http::{Config, HttpProxy, ProxyName, RequestService, Requests, ReuseLayer};
@@ -35,6 +35,7 @@ pub(crate) struct Stage {
     targets: Mutex<mpsc::UnboundedReceiver<Target>>,
     dials: Arc<AtomicUsize>,
     opened: Arc<AtomicUsize>,
+    tunnel: Arc<Tunnel>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -63,8 +64,11 @@ impl Stage {
         let (made, targets) = mpsc::unbounded_channel();
         let (dials, opened) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let count = opened.clone();
+        let tunnel = Arc::new(Tunnel { leaves: AtomicBool::new(false) });
+        let carries = tunnel.clone();
         let terminal = tower::service_fn(move |dial: Dial| {
             let (made, count) = (made.clone(), count.clone());
+            dial.journal.set_pulse(carries.clone());
             async move {
                 // As every dial it takes a moment, in which the user's connection is looked at again.
                 tokio::task::yield_now().await;
@@ -108,7 +112,7 @@ impl Stage {
             }
         });
         let stop = CancellationToken::new();
-        Self { stack: BoxGateway::new(login), targets: Mutex::new(targets), dials, opened, stop }
+        Self { stack: BoxGateway::new(login), targets: Mutex::new(targets), dials, opened, tunnel, stop }
     }
 
     pub(crate) fn stack(&self) -> BoxGateway {
@@ -148,6 +152,11 @@ impl Stage {
         std::future::poll_fn(|cx| self.targets.lock().unwrap().poll_recv(cx)).await.expect("the stage stands")
     }
 
+    /// From now on what carries the streams is leaving.
+    pub(crate) fn leave(&self) {
+        self.tunnel.leaves.store(true, Ordering::Relaxed);
+    }
+
     /// How many dials were judged.
     pub(crate) fn dials(&self) -> usize {
         self.dials.load(Ordering::Relaxed)
@@ -156,6 +165,18 @@ impl Stage {
     /// How many streams were opened.
     pub(crate) fn opened(&self) -> usize {
         self.opened.load(Ordering::Relaxed)
+    }
+}
+
+/// What carries all streams, as far as it is seen.
+#[derive(Debug)]
+struct Tunnel {
+    leaves: AtomicBool,
+}
+
+impl Pulse for Tunnel {
+    fn is_healthy(&self) -> bool {
+        !self.leaves.load(Ordering::Relaxed)
     }
 }
 
