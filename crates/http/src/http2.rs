@@ -29,6 +29,7 @@ use crate::body::UserBody;
 use crate::config::Config;
 use crate::proxy::AnswerBody;
 use crate::requests::Handoff;
+use crate::reuse::Park;
 use crate::session::Watched;
 use crate::wire::content_length;
 
@@ -48,6 +49,7 @@ pub(crate) async fn serve<U, S, St>(
     service: S,
     new_handoff: fn() -> Handoff<St>,
     config: &Config,
+    park: &Park,
     stop: &CancellationToken,
 ) -> Result<(), h2::Error>
 where
@@ -91,8 +93,11 @@ where
             }
         }
     };
-    // The connection is gone, and what is left of its streams sees that at its next byte.
-    streams.shutdown().await;
+    // What was received of a tunnel still goes to its target, for as long as its relay lets that take. All else that is
+    // left sees at once that the connection is gone.
+    drop(connection);
+    park.clear();
+    while streams.join_next().await.is_some() {}
     ended
 }
 

@@ -35,7 +35,7 @@ use crate::session::{Session, Watched};
 
 /// How long a connection that is closed may go on sending before it is cut off, and how much: closing while bytes
 /// arrive is a reset, which can take the last response away from its reader.
-const LINGER: Duration = Duration::from_secs(2);
+pub(crate) const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 * 1024;
 
 /// An HTTP proxy in front of a gateway stack.
@@ -181,7 +181,8 @@ where
         let service = self.service(source, &session);
         let user = Watched::new(user, session, &self.config, true);
         let handoff = Handoff::<StreamOf<M>>::default;
-        if let Err(error) = Box::pin(crate::http2::serve(user, service, handoff, &self.config, stop)).await {
+        let served = crate::http2::serve(user, service, handoff, &self.config, &park, stop);
+        if let Err(error) = Box::pin(served).await {
             debug!(%source, error = ?error.to_string(), "connection ended");
         }
         park.close().await;

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::config::Config;
+use crate::proxy::LINGER;
 use crate::reuse::Park;
 
 /// What the parts of one user connection know of each other: its reader, its requests and their bodies.
@@ -210,6 +211,8 @@ pub(crate) struct Watched<U> {
     stuck: Option<Instant>,
     /// and when they last took something after that.
     taken: Option<Instant>,
+    /// Since when the user's end is kept to itself.
+    ended: Option<Instant>,
     /// For a user who takes nothing: the machine above does not read meanwhile, and no other limit runs.
     slow: Timer,
     /// Whether the connection is reset by whoever drops it.
@@ -248,6 +251,7 @@ impl<U> Watched<U> {
             heard: false,
             stuck: None,
             taken: None,
+            ended: None,
             slow: Timer::default(),
             guarded: false,
             timer: Timer::default(),
@@ -271,9 +275,6 @@ impl<U> Watched<U> {
     }
 
     fn heard(&mut self, bytes: usize) -> io::Result<()> {
-        if bytes == 0 {
-            return Ok(());
-        }
         self.catch_up();
         if self.session.is_busy() {
             self.since = None;
@@ -338,6 +339,18 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
         }
     }
 
+    /// The user has said all: ready when the machine above may be told.
+    ///
+    /// That of HTTP/2 takes an end for the loss of every stream, also of those that had come to their own end and were
+    /// not read so far. They get a moment for that.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.limits.head.is_some() || !self.session.is_busy() {
+            return Poll::Ready(());
+        }
+        let since = *self.ended.get_or_insert_with(Instant::now);
+        self.timer.poll(cx, since + LINGER)
+    }
+
     /// Nothing to write: an error when the user has taken nothing for too long. A target's response may wait as long as
     /// any exchange, what the proxy itself has to say no longer than an idle connection.
     fn poll_taken<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -371,6 +384,7 @@ impl<U: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<U> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) if buf.filled().len() == before => self.poll_end(cx).map(Ok),
             Poll::Ready(Ok(())) => Poll::Ready(self.heard(buf.filled().len() - before)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => self.poll_patience(cx),

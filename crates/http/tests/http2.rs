@@ -4,7 +4,7 @@
 
 mod play;
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -116,6 +116,29 @@ async fn connect_carries_bytes_and_keeps_half_closes() {
     assert_eq!(receive.data().await.unwrap().unwrap(), "more");
     drop(target);
     assert_eq!(read(receive).await, Ok(String::new()), "an end is an end");
+}
+
+#[tokio::test(start_paused = true)]
+async fn i5_what_a_tunnel_s_user_had_finished_arrives_though_their_connection_ends() {
+    for seconds in [0, 60] {
+        let stage = Stage::open();
+        let (near, far) = tokio::io::duplex(1024 * 1024);
+        serve(&stage, far);
+        let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
+        let mut connection = Box::pin(connection);
+        let (response, mut send) = requests.send_request(request(Method::CONNECT, "t:443"), false).unwrap();
+        let mut target = driven(&mut connection, stage.target()).await;
+        driven(&mut connection, response).await.unwrap();
+        // More than goes to the target at once; the proxy finds it and the connection's end together.
+        let sent = "x".repeat(200_000);
+        send.send_data(sent.clone().into(), true).unwrap();
+        assert!(poll_once(&mut connection).await.is_pending());
+        drop((connection, requests, send));
+        // However long the target takes, it gets all; and within a moment, an end that is no reset.
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        assert!(target.rest().await == sent);
+        assert_eq!(target.io.write(&[0]).await.is_ok(), seconds == 0);
+    }
 }
 
 #[tokio::test]
@@ -519,13 +542,18 @@ async fn connect(stage: &Stage) -> User {
     let (requests, mut connection) = h2::client::handshake(near).await.unwrap();
     // The proxy's settings arrive before the first request: extended CONNECT needs them.
     std::future::poll_fn(|cx| {
-        let _ = std::pin::Pin::new(&mut connection).poll(cx);
+        let _ = Pin::new(&mut connection).poll(cx);
         if requests.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
     let pings = connection.ping_pong();
     let connection = tokio::spawn(connection);
     User { requests, pings, connection }
+}
+
+/// One poll.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
 }
 
 /// What comes of `step` while the user's connection is driven.
