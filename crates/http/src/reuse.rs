@@ -25,7 +25,7 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::{Layer, Service};
 
 /// The most exchanges on one stream: a user who never pauses still moves on to another client's tunnel one day.
@@ -220,7 +220,7 @@ impl<S: ByteStream> Drop for Kept<S> {
             && let Some(lease) = tenancy.lease.take()
         {
             if tenancy.is_clean && lease.0.keeps.load(Ordering::Relaxed) {
-                lease.0.park.put(Parked { raw: Box::new(raw), tenancy });
+                lease.0.park.put(Parked { raw: Box::new(raw), tenancy, since: Instant::now() });
             } else {
                 lease.0.park.see_off(raw);
             }
@@ -350,7 +350,7 @@ impl Lease {
             return None;
         }
         loop {
-            let Parked { raw, mut tenancy } = self.0.park.take(dial)?;
+            let Parked { raw, mut tenancy, .. } = self.0.park.take(dial)?;
             let Ok(mut raw) = raw.into_any().downcast::<S>() else { continue };
             let mut cx = Context::from_waker(Waker::noop());
             // Bytes, an end or an error: none of them belongs between two exchanges. And where no stream would be
@@ -382,6 +382,8 @@ impl Lease {
 #[derive(Debug)]
 pub(crate) struct Park {
     room: usize,
+    /// How long one is kept.
+    patience: Duration,
     /// The longest unused first.
     kept: Mutex<Vec<Parked>>,
     /// Those that are seen off.
@@ -392,6 +394,7 @@ pub(crate) struct Park {
 struct Parked {
     raw: Box<dyn Raw>,
     tenancy: Box<Tenancy>,
+    since: Instant,
 }
 
 /// A stream whose type is found again by who knows it.
@@ -412,12 +415,21 @@ impl std::fmt::Debug for dyn Raw {
 }
 
 impl Park {
-    pub(crate) fn new(room: usize) -> Self {
-        Self { room, kept: Mutex::default(), leaving: Mutex::default() }
+    pub(crate) fn new(room: usize, patience: Duration) -> Self {
+        Self { room, patience, kept: Mutex::default(), leaving: Mutex::default() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.kept().is_empty()
+    }
+
+    /// Sees off those that have been kept for long enough.
+    pub(crate) fn sweep(&self) {
+        let mut kept = self.kept();
+        let old = kept.iter().take_while(|parked| parked.since.elapsed() >= self.patience).count();
+        let gone: Vec<Parked> = kept.drain(..old).collect();
+        drop(kept);
+        gone.into_iter().for_each(|parked| self.see_off(parked.raw));
     }
 
     /// Sees all of them off.

@@ -54,7 +54,7 @@ impl Session {
             earned: AtomicU64::new(0),
             chunked: AtomicBool::new(false),
             timer: Mutex::default(),
-            park: Arc::new(Park::new(config.parked)),
+            park: Arc::new(Park::new(config.parked, config.parked_timeout)),
         })
     }
 
@@ -70,6 +70,7 @@ impl Session {
 
     /// A request begins; it ends when the returned value is dropped, with its response's last byte.
     pub(crate) fn begin(self: &Arc<Self>, chunked: bool) -> Busy {
+        self.park.sweep();
         self.wire.store(0, Ordering::Relaxed);
         self.earned.store(0, Ordering::Relaxed);
         self.chunked.store(chunked, Ordering::Relaxed);
@@ -313,6 +314,7 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
                     return Poll::Ready(Err(error));
                 }
                 self.checked = Some(now);
+                self.session.park.sweep();
                 continue;
             }
             if let Some(limit) = self.limits.head.filter(|_| self.heard) {

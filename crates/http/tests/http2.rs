@@ -79,6 +79,29 @@ async fn many_requests_travel_at_once_and_each_is_a_dial() {
     assert_eq!(stage.dials(), 8);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_kept_stream_is_closed_in_time_though_its_user_has_a_tunnel() {
+    let stage = Stage::keeping();
+    let mut user = connect(&stage).await;
+    let _tunnel = tunnel(&stage, &mut user).await;
+    // With requests behind it, which do not use it, and without.
+    for others in [0, 2] {
+        let (response, _) = user.ask(get("http://t/"), true);
+        let mut target = stage.target().await;
+        target.head().await;
+        let began = tokio::time::Instant::now();
+        target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+        response.await.unwrap();
+        for _ in 0..others {
+            tokio::time::sleep(Duration::from_secs(8)).await;
+            let refused = user.ask(get("https://t/"), true).0.await.unwrap();
+            assert_eq!(refused.status(), StatusCode::NOT_IMPLEMENTED);
+        }
+        assert_eq!(target.rest().await, "");
+        assert!((10..=20).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    }
+}
+
 #[tokio::test]
 async fn a_body_of_unknown_length_goes_out_in_chunks_with_its_trailers() {
     let stage = Stage::open();
