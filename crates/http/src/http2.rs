@@ -112,7 +112,7 @@ async fn exchange<S, St>(
     S: Service<Request<UserBody>, Response = Response<AnswerBody>, Error = BoxError>,
     St: ByteStream,
 {
-    let is_connect = request.method() == Method::CONNECT;
+    let (is_connect, is_head) = (request.method() == Method::CONNECT, request.method() == Method::HEAD);
     let (mut parts, body) = request.into_parts();
     parts.version = Version::HTTP_2;
     parts.extensions.insert(handoff.clone());
@@ -152,7 +152,8 @@ async fn exchange<S, St>(
         head.headers.insert(header::DATE, now);
     }
     let stream = handoff.take().filter(|_| head.status.is_success());
-    let ends = stream.is_none() && body.is_end_stream();
+    // What the proxy itself answers to a HEAD has words, which hyper leaves out in HTTP/1.
+    let ends = stream.is_none() && (is_head || body.is_end_stream());
     let Ok(send) = respond.send_response(Response::from_parts(head, ()), ends) else { return };
     match (stream, tunnelled) {
         (Some(stream), Some(receive)) => {

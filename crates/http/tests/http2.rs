@@ -275,6 +275,22 @@ async fn a_refused_dial_costs_its_stream_alone() {
 }
 
 #[tokio::test]
+async fn an_answer_to_head_has_no_body_whoever_gives_it() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let refused = user.ask(request(Method::HEAD, "https://t/"), true).0.await.unwrap();
+    assert_eq!(refused.status(), StatusCode::NOT_IMPLEMENTED);
+    assert!(refused.into_body().is_end_stream());
+    let (response, _) = user.ask(request(Method::HEAD, "http://t/"), true);
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").await;
+    let response = response.await.unwrap();
+    assert_eq!(response.headers()["content-length"], "5");
+    assert!(response.into_body().is_end_stream());
+}
+
+#[tokio::test]
 async fn p1_a_missing_login_is_407() {
     let stage = Stage::with_login("user", "pass");
     let mut user = connect(&stage).await;
