@@ -27,10 +27,9 @@ use tracing::debug;
 use crate::ask::expects_continue;
 use crate::body::UserBody;
 use crate::config::Config;
-use crate::proxy::AnswerBody;
+use crate::proxy::{AnswerBody, linger};
 use crate::requests::Handoff;
-use crate::reuse::Park;
-use crate::session::Watched;
+use crate::session::{Session, Watched};
 use crate::wire::content_length;
 
 /// Streams that a user opened and reset before they were looked at, before the connection ends: rapid reset
@@ -45,11 +44,11 @@ const SEND_PIECE: usize = 16 * 1024;
 
 /// Serves one connection until it ends and the last of its requests and tunnels is done.
 pub(crate) async fn serve<U, S, St>(
-    user: Watched<U>,
+    mut user: Watched<U>,
     service: S,
     new_handoff: fn() -> Handoff<St>,
     config: &Config,
-    park: &Park,
+    session: &Session,
     stop: &CancellationToken,
 ) -> Result<(), h2::Error>
 where
@@ -70,7 +69,7 @@ where
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         .max_send_buffer_size(SEND_BUFFER)
         .enable_connect_protocol()
-        .handshake::<_, Bytes>(user)
+        .handshake::<_, Bytes>(&mut user)
         .await?;
     let mut streams = JoinSet::new();
     let mut stopping = false;
@@ -91,13 +90,18 @@ where
                 stopping = true;
                 connection.graceful_shutdown();
             }
+            // Found out within `poll_accept`, so looked at behind it and woken by nothing.
+            () = poll_fn(|_| if session.is_overdue() { Poll::Ready(()) } else { Poll::Pending }), if !stopping => {
+                stopping = true;
+                connection.graceful_shutdown();
+            }
         }
     };
     // What was received of a tunnel still goes to its target, for as long as its relay lets that take. All else that is
     // left sees at once that the connection is gone.
     drop(connection);
-    park.clear();
-    while streams.join_next().await.is_some() {}
+    session.park.clear();
+    tokio::join!(linger(user.into_inner()), async { while streams.join_next().await.is_some() {} });
     ended
 }
 

@@ -177,15 +177,14 @@ where
     /// As [`serve_connection`](Self::serve_connection).
     pub async fn serve_http2<U: Connection>(&self, user: U, source: SocketAddr, stop: &CancellationToken) {
         let session = Session::new(&self.config);
-        let park = session.park.clone();
         let service = self.service(source, &session);
-        let user = Watched::new(user, session, &self.config, true);
+        let user = Watched::new(user, session.clone(), &self.config, true);
         let handoff = Handoff::<StreamOf<M>>::default;
-        let served = crate::http2::serve(user, service, handoff, &self.config, &park, stop);
+        let served = crate::http2::serve(user, service, handoff, &self.config, &session, stop);
         if let Err(error) = Box::pin(served).await {
             debug!(%source, error = ?error.to_string(), "connection ended");
         }
-        park.close().await;
+        session.park.close().await;
     }
 
     /// The part of a connection that is HTTP: ends with what a relay needs if a tunnel was opened.
@@ -313,7 +312,7 @@ fn shown(mut request: Request<UserBody>) -> Request<UserBody> {
 }
 
 /// Ends a connection so that its last response arrives: says the end, then reads what still comes for a moment.
-async fn linger<U: Connection>(mut user: U) {
+pub(crate) async fn linger<U: Connection>(mut user: U) {
     let drain = async {
         user.shutdown().await?;
         let mut sink = BytesMut::with_capacity(4 * 1024);

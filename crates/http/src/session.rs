@@ -25,6 +25,8 @@ pub(crate) struct Session {
     idle_since: AtomicU64,
     /// Whether the latest response, or one of those under way, is a target's.
     delivering: AtomicBool,
+    /// Whether nothing was asked for too long.
+    overdue: AtomicBool,
     /// Whether a response has begun that can only end by the connection's end,
     unframed: AtomicBool,
     /// and whether it broke off, which must be seen.
@@ -48,6 +50,7 @@ impl Session {
             started: Instant::now(),
             idle_since: AtomicU64::new(0),
             delivering: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
             unframed: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             wire: AtomicU64::new(0),
@@ -97,6 +100,11 @@ impl Session {
     /// What the user is given from here on is a target's.
     pub(crate) fn set_delivering(&self) {
         self.delivering.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an HTTP/2 connection has been idle for so long that its user is to be told to go.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.overdue.load(Ordering::Relaxed)
     }
 
     /// The connection's end will be that of its last response.
@@ -336,8 +344,17 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
                 ready!(self.timer.poll(cx, since + nearest));
                 self.session.park.clear();
             }
+            let mut limit = since + self.limits.keep_alive;
+            if self.limits.head.is_none() {
+                // In HTTP/2 the user is told first to ask no more here (RFC 9113 section 6.8), and has a moment to agree.
+                if !self.session.is_overdue() {
+                    ready!(self.timer.poll(cx, limit));
+                    self.session.overdue.store(true, Ordering::Relaxed);
+                }
+                limit += LINGER;
+            }
             // The end of the connection, as far as the machine above is told: it closes in peace.
-            return self.timer.poll(cx, since + self.limits.keep_alive).map(Ok);
+            return self.timer.poll(cx, limit).map(Ok);
         }
     }
 

@@ -515,6 +515,24 @@ async fn an_idle_connection_is_closed() {
     assert!((75..=76).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_idle_user_is_told_to_go_before_the_end_and_may_still_speak_behind_it() {
+    let stage = Stage::open();
+    let (mut user, far) = tokio::io::duplex(64 * 1024);
+    serve(&stage, far);
+    let began = tokio::time::Instant::now();
+    // Empty SETTINGS, and then no word, not even to a PING.
+    user.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut heard = Vec::new();
+    user.read_to_end(&mut heard).await.unwrap();
+    assert!((77..=78).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    // GOAWAY on connection 0, for the sake of no stream yet, with NO_ERROR.
+    let go_away = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\0";
+    assert!(heard.windows(go_away.len()).any(|frame| frame == go_away), "{heard:?}");
+    // What is on its way then must not become a reset, which would take the last response away.
+    user.write_all(b"\0\0\0\x04\x01\0\0\0\0").await.unwrap();
+}
+
 #[tokio::test]
 async fn tls_agrees_on_http_2_or_on_http_1_1() {
     let certified = rcgen::generate_simple_self_signed(["gate.lan".to_owned()]).unwrap();
