@@ -59,7 +59,7 @@ impl Ask {
             return Err(Refusal::with_status(StatusCode::URI_TOO_LONG, text).closing());
         }
         // In HTTP/1.1 the parser has said so already; in HTTP/2 there are as many as fit the head.
-        if parts.headers.len() > config.max_headers {
+        if field_count(parts) > config.max_headers {
             let text = "The request has too many header fields.\n";
             return Err(Refusal::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text).closing());
         }
@@ -124,6 +124,13 @@ fn basic(value: &HeaderValue) -> Option<Credentials> {
     // Neither may hold control characters, nor could a log line show them.
     let plain = !pair.chars().any(char::is_control);
     plain.then(|| Credentials::new(username, password))
+}
+
+/// How many header fields there are: the crumbs of a cookie that HTTP/2 has split are one (RFC 9113 section 8.2.3).
+fn field_count(parts: &Parts) -> usize {
+    let split = parts.version == Version::HTTP_2;
+    let crumbs = if split { parts.headers.get_all(header::COOKIE).iter().count() } else { 0 };
+    parts.headers.len() - crumbs.saturating_sub(1)
 }
 
 fn uri_length(parts: &Parts) -> usize {
