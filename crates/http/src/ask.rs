@@ -17,7 +17,7 @@ use http_body::Body;
 use crate::config::Config;
 use crate::fields::RequestBody;
 use crate::refusal::Refusal;
-use crate::wire::{content_length, is_chunked, list_has};
+use crate::wire::{content_length, is_chunked, list_has, option_count};
 
 /// What the user wants.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Ask {
             return Err(Refusal::with_status(StatusCode::URI_TOO_LONG, text).closing());
         }
         // In HTTP/1.1 the parser has said so already; in HTTP/2 there are as many as fit the head.
-        if field_count(parts) > config.max_headers {
+        if field_count(parts).max(option_count(&parts.headers)) > config.max_headers {
             let text = "The request has too many header fields.\n";
             return Err(Refusal::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text).closing());
         }

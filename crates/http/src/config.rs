@@ -19,7 +19,7 @@ pub struct Config {
     /// The longest request or response head, in bytes (default: 64 KiB; never less than 8 KiB). Longer requests get
     /// 431, longer responses become 502. A connection holds at most about twice this.
     pub max_head: usize,
-    /// The most header fields of a request (default: 100). More get 431.
+    /// The most header fields of a request, and the most that its `Connection` may name (default: 100). More get 431.
     pub max_headers: usize,
     /// The longest request target, in bytes (default: 8 KiB). Longer ones get 414.
     pub max_uri: usize,

@@ -99,6 +99,9 @@ impl ResponseHead {
             };
             headers.append(name, HeaderValue::from_maybe_shared(value).map_err(|_| Malformed::Head)?);
         }
+        if option_count(&headers) > MAX_FIELDS {
+            return Err(Malformed::HeadTooLarge);
+        }
         let status = StatusCode::from_u16(response.code.unwrap_or_default()).map_err(|_| Malformed::Head)?;
         let reason = response.reason.filter(|reason| Some(*reason) != status.canonical_reason());
         let reason = reason.map(|reason| Bytes::copy_from_slice(reason.as_bytes()));
@@ -185,6 +188,13 @@ pub(crate) fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> b
     let mut tokens =
         headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     tokens.any(|found| found.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// How many options the `Connection` fields hold, empty ones too. Each may name a field, and each field is looked for among
+/// them: more than there may be fields name none, and cost milliseconds.
+pub(crate) fn option_count(headers: &HeaderMap) -> usize {
+    let values = headers.get_all(CONNECTION).iter();
+    values.map(|value| value.as_bytes().split(|byte| *byte == b',').count()).sum()
 }
 
 /// Writes the size line of a chunk; its data and [`CHUNK_END`] follow.
