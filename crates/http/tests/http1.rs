@@ -580,6 +580,7 @@ async fn an_upload_may_take_as_long_as_it_moves() {
     assert!(user.head().await.starts_with("HTTP/1.1 204 "));
     // And no longer.
     user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nh").await;
+    let mut target = stage.target().await;
     target.head().await;
     assert_eq!(target.take(1).await, "h");
     let began = tokio::time::Instant::now();
@@ -687,6 +688,27 @@ async fn a_kept_stream_serves_the_next_request_and_no_dial_is_skipped() {
         assert_eq!(user.take(1).await, turn.to_string());
         assert_eq!((stage.dials(), stage.opened()), (turn, 1), "judged each time, opened once");
         user.say(GET).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_reuse_a_target_is_told_that_it_serves_one_request_and_is_seen_off() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    for turn in 1..=2 {
+        user.say(GET).await;
+        let mut target = stage.target().await;
+        let head = target.head().await;
+        assert!(head.contains("connection: close\r\n"), "{head}");
+        target.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        user.head().await;
+        assert_eq!(user.take(2).await, "ok");
+        assert_eq!(stage.opened(), turn);
+        // The end, and a moment to answer it: no reset.
+        let began = tokio::time::Instant::now();
+        assert_eq!(target.rest().await, "");
+        target.say("nobody reads this").await;
+        assert_eq!(began.elapsed().as_secs(), 0, "{:?}", began.elapsed());
     }
 }
 

@@ -105,7 +105,8 @@ impl Stage {
                 Ok(tower::service_fn(move |mut dial: Dial| {
                     dial.identity = identity.clone();
                     if !keeps {
-                        dial.extensions.clear();
+                        // So nobody below hears that a stream may be kept: the stack is one without reuse.
+                        dial.note = None;
                     }
                     counted.dial(dial)
                 }))
