@@ -269,6 +269,7 @@ where
         let requests = Requests::new(self.stack.clone(), self.config.clone(), source, session.clone());
         let config = self.config.clone();
         let refused = self.config.clone();
+        let session = session.clone();
         let has_layers = TypeId::of::<L>() != TypeId::of::<Identity>();
         ServiceBuilder::new()
             .layer(CatchPanicLayer::custom(move |panic: Box<dyn std::any::Any + Send>| {
@@ -278,7 +279,7 @@ where
                 Refusal::panicked().into_response(&config).map(Full::new)
             }))
             // Where there are no layers, nobody sees what is made ready for them.
-            .map_request(move |request| if has_layers { shown(request) } else { request })
+            .map_request(move |request| if has_layers { shown(request, &session) } else { request })
             .then(move |answered: Result<_, <L::Service as Service<Request<UserBody>>>::Error>| {
                 std::future::ready(Ok::<_, BoxError>(match answered {
                     Ok(response) => Response::map(response, Either::Left),
@@ -293,13 +294,14 @@ where
 }
 
 /// Makes a request ready for layers: numbers it, for their log, and marks its logins as sensitive. The number is no
-/// header field: nobody outside has asked for it.
-fn shown(mut request: Request<UserBody>) -> Request<UserBody> {
+/// header field: nobody outside has asked for it. And begins it, since a layer may take its time.
+fn shown(mut request: Request<UserBody>, session: &Arc<Session>) -> Request<UserBody> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let mut digits = [0; 20];
     let mut rest = &mut digits[..];
     let _ = write!(rest, "{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let length = 20 - rest.len();
+    request.extensions_mut().insert(session.begin());
     if let Ok(number) = HeaderValue::from_bytes(&digits[..length]) {
         request.extensions_mut().insert(RequestId::new(number));
     }

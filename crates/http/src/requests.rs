@@ -91,7 +91,9 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let served = self.0.clone();
         let (mut parts, body) = request.into_parts();
-        let busy = served.session.begin(parts.headers.contains_key(header::TRANSFER_ENCODING));
+        // Where there are layers, it began outside of them.
+        let busy = parts.extensions.remove().unwrap_or_else(|| served.session.begin());
+        served.session.begin_body(parts.headers.contains_key(header::TRANSFER_ENCODING));
         let asked = Ask::read(&parts, &body, &served.config);
         let mut body = Some(body);
         Box::pin(async move {

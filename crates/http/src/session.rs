@@ -72,16 +72,20 @@ impl Session {
     }
 
     /// A request begins; it ends when the returned value is dropped, with its response's last byte.
-    pub(crate) fn begin(self: &Arc<Self>, chunked: bool) -> Busy {
+    pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         self.park.sweep();
-        self.wire.store(0, Ordering::Relaxed);
-        self.earned.store(0, Ordering::Relaxed);
-        self.chunked.store(chunked, Ordering::Relaxed);
         if self.active.fetch_add(1, Ordering::Relaxed) == 0 {
             self.delivering.store(false, Ordering::Relaxed);
         }
         self.turn.fetch_add(1, Ordering::Relaxed);
         Busy(self.clone())
+    }
+
+    /// From here on what is read of a request's body is held against what is delivered of it.
+    pub(crate) fn begin_body(&self, chunked: bool) {
+        self.wire.store(0, Ordering::Relaxed);
+        self.earned.store(0, Ordering::Relaxed);
+        self.chunked.store(chunked, Ordering::Relaxed);
     }
 
     /// A request's wait for its dial is over, and that for its target begins.

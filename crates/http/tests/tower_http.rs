@@ -6,12 +6,15 @@ use std::any::Any;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyproxy_http::{HttpProxy, UserBody};
+use anyproxy_core::{BoxError, BoxGateway};
+use anyproxy_http::{HttpProxy, Requests, UserBody};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use play::{Stage, User};
+use tower::layer::layer_fn;
 use tower::util::MapRequestLayer;
+use tower::{ServiceExt as _, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
@@ -50,6 +53,37 @@ async fn a_trace_layer_sees_requests_and_answers_and_bodies() {
     let mut user = stage.user_of(HttpProxy::new(stage.stack()).layer(layer));
     ask(&stage, &mut user).await;
     assert_eq!(*seen.lock().unwrap(), ["GET http://t.lan/", "200 OK", "hello"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_may_take_its_time_and_the_whole_body_before_it_goes_on() {
+    let stage = Stage::open();
+    let layer = layer_fn(|inner: Requests<BoxGateway>| {
+        service_fn(move |request: Request<UserBody>| {
+            let inner = inner.clone();
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await?.to_bytes();
+                // Longer than the user has for a head.
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                inner.oneshot(Request::from_parts(head, Full::new(body))).await.map_err(BoxError::from)
+            }
+        })
+    });
+    let mut user = stage.user_of(HttpProxy::new(stage.stack()).layer(layer));
+    // More than a connection may read without delivering any.
+    user.say("POST http://t.lan/ HTTP/1.1\r\nHost: t.lan\r\nTransfer-Encoding: chunked\r\n\r\n40000\r\n")
+        .await;
+    user.say(&"x".repeat(0x40000)).await;
+    user.say("\r\n0\r\n\r\n").await;
+    tokio::select! {
+        head = user.head() => panic!("{head}"),
+        mut target = stage.target() => {
+            target.head().await;
+            target.say(OK).await;
+        }
+    }
+    assert!(user.head().await.starts_with("HTTP/1.1 200 "));
 }
 
 #[tokio::test]
