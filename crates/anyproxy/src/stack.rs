@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_acl::AclLayer;
-use anyproxy_auth::{AuthLayer, HashPool, Identified, LockoutLayer, Verify};
+use anyproxy_auth::{AuthLayer, HashPool, Identified, LockoutLayer, Standing, StandingLayer, Verify};
 use anyproxy_balance::Balance;
 use anyproxy_core::{Account, BoxDial, BoxError, BoxGateway, Dial, Identity, Login, Outcome, Target};
 use anyproxy_gateway::{Authenticate, ClientAccount, Clients, Routes};
@@ -55,7 +55,7 @@ pub(crate) fn dials(parts: Parts) -> BoxDial {
 }
 
 /// A front's stack: all users dial through the same one, each under their own name.
-pub(crate) type Gateway = BoxGateway<Identified<BoxDial>>;
+pub(crate) type Gateway = BoxGateway<Identified<Standing<BoxDial>>>;
 
 /// From a login to a dial service that signs each dial, for one front: who is locked out of one is not of another.
 #[rustfmt::skip]
@@ -66,7 +66,8 @@ pub(crate) fn login(accounts: Option<Verify>, group: Option<&str>, stock: &Stock
     match accounts {
         Some(accounts) => BoxGateway::of(
             logins
-                .layer(AuthLayer::new(accounts.with_pool(stock.hashing.clone())))
+                .layer(AuthLayer::new(accounts.clone().with_pool(stock.hashing.clone())))
+                .layer(accounts.standing()) // an association may outlive its account
                 .service(stock.dials.clone()),
         ),
         // An open front asks nobody: everybody is the same anonymous user of its group.
@@ -75,7 +76,12 @@ pub(crate) fn login(accounts: Option<Verify>, group: Option<&str>, stock: &Stock
             let verifier = service_fn(move |_: Login| {
                 std::future::ready(Ok::<_, std::convert::Infallible>(everybody.clone()))
             });
-            BoxGateway::of(logins.layer(AuthLayer::new(verifier)).service(stock.dials.clone()))
+            BoxGateway::of(
+                logins
+                    .layer(AuthLayer::new(verifier))
+                    .layer(StandingLayer::default())
+                    .service(stock.dials.clone()),
+            )
         }
     }
 }

@@ -43,6 +43,7 @@
 //!   hashes.
 //! - [`Verify`] verifies logins against them and can be used without a stack, as a gateway does for its clients. Its
 //!   [`AccountsHandle`] replaces the accounts while logins go on; what that revokes is revoked.
+//! - [`StandingLayer`] refuses what revoked users still dial by connections that outlive their account.
 //! - [`HashPool`] bounds what hashing costs; [`LockoutLayer`] bounds guessing.
 //!
 //! # What an attacker learns
@@ -59,6 +60,7 @@ mod layer;
 mod lockout;
 mod pool;
 mod remembered;
+mod standing;
 mod verify;
 
 use aws_lc_rs::{hmac, rand};
@@ -70,6 +72,7 @@ pub use htpasswd::{InvalidLine, htpasswd};
 pub use layer::{Auth, AuthFuture, AuthLayer, Identified};
 pub use lockout::{LockedOut, Lockout, LockoutFuture, LockoutHandle, LockoutLayer, LockoutPolicy};
 pub use pool::HashPool;
+pub use standing::{Standing, StandingFuture, StandingLayer};
 pub use verify::{AccountsHandle, Verdict, Verify};
 
 /// A key that nobody knows and that dies with the process.

@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use crate::accounts::{MAX_PASSWORD, Proof};
 use crate::remembered::Remembered;
-use crate::{Accounts, HashPool, PasswordHash, Rejected};
+use crate::{Accounts, HashPool, PasswordHash, Rejected, StandingLayer};
 
 /// Verifies logins against [`Accounts`]: the [`Verifier`](anyproxy_core::Verifier) of the stock gateway, and outside a
 /// stack [`Verify::verify`].
@@ -28,8 +28,8 @@ pub struct Verify {
     pool: HashPool,
 }
 
-struct Shared {
-    accounts: ArcSwap<Accounts>,
+pub(crate) struct Shared {
+    pub(crate) accounts: ArcSwap<Accounts>,
     remembered: Remembered,
 }
 
@@ -50,6 +50,12 @@ impl Verify {
         let verify = Self::new(accounts);
         let handle = AccountsHandle { shared: verify.shared.clone() };
         (verify, handle)
+    }
+
+    /// A layer that refuses dials of those who logged in and are no longer what they were.
+    #[must_use]
+    pub fn standing(&self) -> StandingLayer {
+        StandingLayer { shared: Some(self.shared.clone()) }
     }
 
     /// Hashes in `pool`, which several verifiers may share.
@@ -169,7 +175,8 @@ pub struct AccountsHandle {
 
 impl AccountsHandle {
     /// Logins from now on, and those whose verdict is still awaited, go by `accounts`. Those who are logged in stay
-    /// so until they log in again: with HTTP that is the next request.
+    /// so until they log in again: with HTTP that is the next request. What they may still dial until then is for a
+    /// [`StandingLayer`] to judge.
     pub fn replace(&self, accounts: Accounts) {
         self.shared.accounts.store(Arc::new(accounts));
     }
