@@ -109,7 +109,7 @@ impl<E: Endpoints, R> Policy<Dial, R, BoxError> for WaitForClient<E> {
         let settings = self.room.lock().settings;
         let again = self.deadline.is_some();
         let now = Instant::now();
-        let deadline = *self.deadline.get_or_insert(now + settings.limit.min(FOR_EVER));
+        let deadline = *self.deadline.get_or_insert_with(|| now + settings.limit.min(FOR_EVER));
         if now >= deadline {
             return None;
         }
