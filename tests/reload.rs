@@ -1,13 +1,17 @@
 //! What SIGHUP changes of a gateway and a client that run, and what it leaves alone.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyproxy_tests::{
-    HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, Way, run, tool, tunnel, until,
+    HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, Way, head, run, tool, tunnel, until,
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -79,6 +83,155 @@ async fn r3_what_a_new_file_says_holds_at_once_and_living_streams_go_on() -> Res
     living.write_all(b"still here").await?;
     living.read_exact(&mut [0; 10]).await?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r3_limits_routes_and_the_choice_of_clients_are_those_of_the_new_file() -> Result {
+    let options = Options {
+        open: true,
+        http: format!(", users: [ {{ username: user, password: '{PASSWORD}', groups: [default, green] }} ]"),
+        gateway: "  clients: [ { username: green, password: g, groups: [green] } ]
+  limits: { wait_for_client: 1h }
+  balance: { strategy: round_robin }"
+            .to_owned(),
+        ..Options::default()
+    };
+    let (mut stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let password = PASSWORD.replace(':', "%3A");
+    let second = stage.another_client(&[("CLIENT_ID", "client-2")])?;
+    let green =
+        [("CLIENT_ID", "green"), ("AUTH_USERNAME", "green"), ("AUTH_PASSWORD", "g"), ("GROUP_ID", "green")];
+    let green = stage.another_client(&green)?;
+
+    let (in_turn, always_one) = (HttpTarget::start().await?, HttpTarget::start().await?);
+    assert_eq!(clients(&stage, &in_turn).await?.len(), 2);
+    edit(&stage, "{ strategy: round_robin }", "{ strategy: sticky }")?;
+    reload(&stage.gateway, "the file is in force", 1)?;
+    assert_eq!(clients(&stage, &always_one).await?.len(), 1);
+
+    // A connection that keeps its way to the target for the next request, and asks again under the new routes.
+    let (mut asking, kept) = (TcpStream::connect(stage.http_addr()).await?, HttpTarget::start().await?);
+    ask(&mut asking, &kept).await?;
+    edit(&stage, "  limits", "  routes: [ { targets: ['127.0.0.1'], group: green } ]\n  limits")?;
+    reload(&stage.gateway, "the file is in force", 2)?;
+    let elsewhere = HttpTarget::start().await?;
+    assert_eq!(clients(&stage, &elsewhere).await?, BTreeSet::from(["green".to_owned()]));
+    ask(&mut asking, &kept).await?;
+    drop(asking);
+    assert!(served(&stage, &kept, 2).await?.contains("green"));
+
+    limit(&stage, "rate: { per_second: 1, burst: 1 }")?;
+    reload(&stage.gateway, "the file is in force", 3)?;
+    // One connection asks five times in a row.
+    let codes = code(&stage, &password, &elsewhere.url("/hello?[1-5]")).await?;
+    assert!(codes.starts_with("200") && codes.contains("429"), "{codes}");
+
+    limit(&stage, "bandwidth: { down: 64KiB }")?;
+    reload(&stage.gateway, "the file is in force", 4)?;
+    let begun = Instant::now();
+    assert_eq!(code(&stage, &password, &elsewhere.url("/bytes/160000")).await?, "200");
+    assert!(begun.elapsed() > Duration::from_secs(1), "160 kB came in {:?}", begun.elapsed());
+
+    let _living = tunnel(&stage, Way::Connect, echo.addr()).await?;
+    limit(&stage, "max_connections: 1, queue: { size: 0 }")?;
+    reload(&stage.gateway, "the file is in force", 5)?;
+    assert_eq!(code(&stage, &password, &elsewhere.url("/hello")).await?, "503");
+
+    // Nobody is there, and the first file would have let them wait.
+    for mut client in [second, green] {
+        client.kill()?;
+    }
+    stage.client.kill()?;
+    let gone = |line: &&String| line.contains("client's tunnel ended");
+    until("nobody is there", async || Ok(stage.gateway.lines().iter().filter(gone).count() == 3)).await?;
+    limit(&stage, "wait_for_client: 0")?;
+    reload(&stage.gateway, "the file is in force", 6)?;
+    assert_eq!(code(&stage, &password, &elsewhere.url("/hello")).await?, "503");
+    Ok(())
+}
+
+/// Puts other limits in the place of the file's.
+fn limit(stage: &Stage, limits: &str) -> Result {
+    let text = std::fs::read_to_string(stage.file())?;
+    let now = text.lines().find(|line| line.starts_with("  limits: ")).ok_or("limits in the file")?;
+    edit(stage, now, &format!("  limits: {{ {limits} }}"))
+}
+
+/// Asks `target` four times, each by a connection of its own: who served that.
+async fn clients(stage: &Stage, target: &HttpTarget) -> Result<BTreeSet<String>> {
+    for _ in 0..4 {
+        assert_eq!(code(stage, &PASSWORD.replace(':', "%3A"), &target.url("/hello")).await?, "200");
+    }
+    served(stage, target, 4).await
+}
+
+/// Which clients served so many streams to `target`, once all have ended.
+async fn served(stage: &Stage, target: &HttpTarget, streams: usize) -> Result<BTreeSet<String>> {
+    let served = || {
+        let lines = stage.gateway.lines();
+        let lines = lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let lines = lines.filter(|line| line["target"] == target.addr().to_string());
+        lines.filter_map(|line| Some(line["client"].as_str()?.to_owned())).collect::<Vec<_>>()
+    };
+    until("an access line for each", async || Ok(served().len() == streams)).await?;
+    Ok(served().into_iter().collect())
+}
+
+/// Asks `target` on a connection that is kept.
+async fn ask(asking: &mut TcpStream, target: &HttpTarget) -> Result {
+    // `user:pass:w0rd`.
+    let login = "Proxy-Authorization: Basic dXNlcjpwYXNzOncwcmQ=";
+    let request = format!("GET {} HTTP/1.1\r\nHost: target\r\n{login}\r\n\r\n", target.url("/hello"));
+    asking.write_all(request.as_bytes()).await?;
+    let head = head(asking).await?;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    asking.read_exact(&mut [0; "hello from inside\n".len()]).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r4_a_new_certificate_is_shown_at_once_tunnels_stay_and_one_without_its_key_is_not_taken() -> Result {
+    let options = Options {
+        proxy: "  mixed: { listen_addr: '127.0.0.1:0', auth_username: alice, auth_password: a, \
+                tls_cert: '{dir}/server.crt', tls_key: '{dir}/server.key' }"
+            .to_owned(),
+        ..Options::default()
+    };
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let mut living = tunnel(&stage, Way::Socks5, echo.addr()).await?;
+    let next = stage.dir().join("next");
+    let made = Program::start(&["cert", "--out", &next.display().to_string(), "localhost"])?.wait()?;
+    assert!(made.success());
+    let listeners = [stage.gateway.listening("mixed")?, stage.gateway.listening("gateway")?];
+    let old = std::fs::read_to_string(stage.dir().join("server.crt"))?;
+    let new = std::fs::read_to_string(next.join("server.crt"))?;
+
+    std::fs::copy(next.join("server.crt"), stage.dir().join("server.crt"))?;
+    let line = reload(&stage.gateway, "is not taken over", 1)?;
+    assert!(line["error"].as_str().is_some_and(|error| error.contains("server.key")), "{line}");
+    for listener in listeners {
+        assert_eq!(shown(listener).await?, old.trim());
+    }
+
+    std::fs::copy(next.join("server.key"), stage.dir().join("server.key"))?;
+    reload(&stage.gateway, "the file is in force", 1)?;
+    for listener in listeners {
+        assert_eq!(shown(listener).await?, new.trim());
+    }
+    living.write_all(b"still here").await?;
+    living.read_exact(&mut [0; 10]).await?;
+    Ok(())
+}
+
+/// The certificate that a listener shows, PEM, as openssl tells it.
+async fn shown(listener: SocketAddr) -> Result<String> {
+    let mut openssl = tool("openssl");
+    openssl.args(["s_client", "-servername", "localhost", "-connect", &listener.to_string()]);
+    let said = run(openssl).await?.out;
+    let (begin, end) = ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----");
+    let from = said.find(begin).ok_or_else(|| format!("no certificate in {said}"))?;
+    let to = said.find(end).ok_or("an end of it")? + end.len();
+    Ok(said[from..to].to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
