@@ -324,22 +324,40 @@ fn m9_peer_that_grants_nothing_holds_up_only_its_own_stream() {
 
 #[test]
 fn m10_unread_stream_holds_its_window_and_others_keep_theirs() {
-    let mut client = ClientUnderTest::ready();
-    let streams: Vec<StreamId> = (1..=11).map(|number| client.accept_open(number)).collect();
-    let (unread, read) = streams.split_first().unwrap();
-    for _ in 0..START_WINDOW as usize / MAX_PAYLOAD {
-        client.stream(*unread, StreamFrame::Data(bytes(MAX_PAYLOAD)));
-    }
-    client.transmit();
-    for _ in 0..200 {
-        for &stream in read {
-            client.stream(stream, StreamFrame::Data(bytes(MAX_PAYLOAD)));
-            client.mux.consumed(stream, MAX_PAYLOAD as u32);
-            client.transmit();
+    // The least credit that any of ten streams is left with while they are read as fast as bytes come, and what is held
+    // in the end.
+    let ten_beside = |unread: usize| {
+        let mut client = ClientUnderTest::ready();
+        let streams: Vec<StreamId> =
+            (1..).take(10 + unread).map(|number| client.accept_open(number)).collect();
+        let (read, unread) = streams.split_at(10);
+        for &stream in unread {
+            for _ in 0..START_WINDOW as usize / MAX_PAYLOAD {
+                client.stream(stream, StreamFrame::Data(bytes(MAX_PAYLOAD)));
+            }
         }
-        client.events();
-    }
-    assert_eq!(client.mux.held(), START_WINDOW.into());
+        client.transmit();
+        let (mut credit, mut least) = ([START_WINDOW; 10], START_WINDOW);
+        for _ in 0..200 {
+            for (&stream, credit) in read.iter().zip(&mut credit) {
+                client.stream(stream, StreamFrame::Data(bytes(MAX_PAYLOAD)));
+                client.mux.consumed(stream, MAX_PAYLOAD as u32);
+                *credit -= MAX_PAYLOAD as u32;
+                for frame in client.transmit() {
+                    let ToGateway::Stream(id, StreamFrame::Window(more)) = frame else { panic!("{frame:?}") };
+                    assert_eq!(id, stream);
+                    *credit += more;
+                }
+                least = least.min(*credit);
+            }
+            client.events();
+        }
+        (least, client.mux.held())
+    };
+    let (alone, none) = ten_beside(0);
+    assert_eq!(none, 0);
+    // A stream is as fast as its credit lets it be: all of what it has alone, where case M10 asks for 90 %.
+    assert_eq!(ten_beside(1), (alone, START_WINDOW.into()));
 }
 
 #[test]
