@@ -2,12 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyproxy_acl::{Pattern, Policy, Rules};
 use anyproxy_client::{Client, ClientTls, Config, Handle, OpenPort, Replicas, Transport};
 use anyproxy_core::{Credentials, Target};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, HostRef, Open, PortRequest};
@@ -54,6 +55,35 @@ async fn a_client_logs_in_and_serves_and_comes_back() {
         drop(cut);
         client.has_tunnels(0).await;
     }
+}
+
+#[tokio::test]
+async fn r7_a_panic_in_a_stream_s_task_ends_that_stream_alone() {
+    keep_log();
+    let gateway = Gateway::start().await;
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = gateway.client(|config| {
+        let nowhere = Pattern::parse("*.test").unwrap();
+        config.rules = Policy::new([Rules::forbidden("forbidden_hosts", [nowhere.into()])]);
+    });
+    let (_, _, tunnel, _cut) = gateway.welcome().await;
+    client.has_tunnels(1).await;
+    let address = target.local_addr().unwrap();
+    let open = || tunnel.open(Open::tcp(HostRef::Ip(address.ip()), address.port()));
+    let (mut kept, _) = open().await.unwrap();
+    let (mut socket, _) = target.accept().await.unwrap();
+
+    // The access line of a refusal is written by the stream's task, and panics there.
+    TRAP.set(Some("outcome=\"denied\""));
+    let forbidden = tunnel.open(Open::tcp(HostRef::Name("printer.test".into()), 631));
+    let error = timeout(Duration::from_secs(30), forbidden).await.expect("an answer").unwrap_err();
+    assert!(error.to_string().contains("the client gave no answer"), "{error}");
+    assert_eq!(TRAP.take(), None, "it has panicked");
+
+    socket.write_all(b"still here").await.unwrap();
+    kept.read_exact(&mut [0; 10]).await.unwrap();
+    open().await.unwrap();
+    client.has_tunnels(1).await;
 }
 
 #[tokio::test]
@@ -340,12 +370,20 @@ fn keep_log() {
 
 thread_local! {
     static PAGE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Words of a line that is not written: whoever logs it panics, once.
+    static TRAP: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
 struct Page;
 
 impl io::Write for Page {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Ok(Some(trap)) = TRAP.try_with(Cell::get)
+            && String::from_utf8_lossy(bytes).contains(trap)
+        {
+            TRAP.set(None);
+            panic!("injected");
+        }
         let _ = PAGE.try_with(|page| page.borrow_mut().extend_from_slice(bytes));
         Ok(bytes.len())
     }
