@@ -914,38 +914,6 @@ async fn config_names_the_proxy_and_its_realm() {
 }
 
 #[tokio::test]
-async fn h19_no_response_carries_another_request_s_token() {
-    let stage = Stage::keeping();
-    let mut users: Vec<_> = (0..10).map(|_| stage.user()).collect();
-    let mut seed = 7_u64;
-    for turn in 0..1_000 {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let user = &mut users[turn % 10];
-        user.say(&format!("GET http://t/{turn} HTTP/1.1\r\nHost: t\r\n\r\n")).await;
-        let opened = stage.opened();
-        // The stream is a new one, or the one this user's connection keeps.
-        let mut target = match user.kept.take() {
-            Some(kept) => kept,
-            None => stage.target().await,
-        };
-        let head = target.head().await;
-        assert!(head.starts_with(&format!("GET /{turn} ")), "{turn}: {head:?} ({opened})");
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n{turn:06}");
-        if (seed >> 33).is_multiple_of(10) {
-            // Cut off anywhere, by the user or by the target.
-            let cut = usize::try_from(seed >> 40).unwrap() % answer.len();
-            target.say(&answer[..cut]).await;
-            users[turn % 10] = stage.user();
-            continue;
-        }
-        target.say(&answer).await;
-        user.head().await;
-        assert_eq!(user.take(6).await, format!("{turn:06}"));
-        user.kept = Some(target);
-    }
-}
-
-#[tokio::test]
 async fn i5_a_cut_response_whose_end_is_the_connection_s_is_a_reset() {
     for (response, whole) in [("5\r\nhello\r\n", false), ("5\r\nhello\r\n0\r\n\r\n", true)] {
         let stage = Stage::open();
