@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyproxy_mock_peer::client;
 use anyproxy_tests::{
-    Options, PATIENCE, Program, Result, Stage, Target, Way, free_port, head, run, tool, tunnel, until,
+    HttpTarget, Options, PATIENCE, Program, Result, Stage, Target, Way, free_port, head, run, tool, tunnel,
+    until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -433,6 +434,48 @@ async fn h23_slow_heads_and_handshakes_are_cut_in_time_and_normal_users_do_not_w
     println!("all were gone after {:?}", begun.elapsed());
     honest.noticed_nothing(&stage).await?;
     assert!(cost.grown_kib(&stage.gateway)? < 64 << 10);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h23_slow_bodies_arrive_whole_and_normal_users_do_not_wait() -> Result {
+    const SLOW: usize = 1_000;
+    const BODY: &str = "slowness";
+    let _turn = alone().await;
+    let (stage, target) = (Arc::new(Stage::start()?), HttpTarget::start().await?);
+    let honest = Honest::start(stage.clone(), 1).await?;
+    let cost = Cost::begin(&stage.gateway)?;
+    let request = format!(
+        "POST {} HTTP/1.1\r\nHost: target\r\n{LOGIN}Content-Length: {}\r\nConnection: close\r\n\r\n",
+        target.url("/hash"),
+        BODY.len()
+    );
+    let mut slow = JoinSet::new();
+    for _ in 0..SLOW {
+        let (http, request) = (stage.http_addr(), request.clone());
+        slow.spawn(async move {
+            let mut stream = TcpStream::connect(http).await?;
+            stream.write_all(request.as_bytes()).await?;
+            for byte in BODY.bytes() {
+                sleep(Duration::from_millis(900)).await;
+                stream.write_all(&[byte]).await?;
+            }
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer)
+        });
+    }
+    // All at once: each has a body under way, and none a deadline for it.
+    until("all bodies are under way", async || Ok(stage.client.descriptors()? >= SLOW)).await?;
+    let hash = HttpTarget::hash_of(BODY.as_bytes());
+    while let Some(answer) = timeout(PATIENCE, slow.join_next()).await? {
+        let answer = answer??;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(&hash), "{answer}");
+    }
+    honest.noticed_nothing(&stage).await?;
+    let grown = cost.grown_kib(&stage.gateway)?;
+    println!("{} bytes for each slow body", grown * 1024 / SLOW as u64);
+    assert!(grown < 64 << 10, "{grown} KiB");
     Ok(())
 }
 
