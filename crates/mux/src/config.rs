@@ -24,7 +24,7 @@ pub struct Config {
     pub growth: u64,
     /// Bytes held for readers, in all, from which on windows shrink, the more so the more is held (default: 16 MiB).
     /// Nothing is lost by it; streams that are read go on with less in flight. Whatever messages it came in, what is
-    /// held takes no more memory than its own length and three times this much.
+    /// held takes no more memory than its own length and four times this much.
     pub held_bytes: u64,
     /// Bytes held for readers, in all, at which windows are down to [`MIN_WINDOW`], and beyond which the streams that
     /// hold most are reset (default: 64 MiB). Only what was granted before windows shrank can lead there. Streams that

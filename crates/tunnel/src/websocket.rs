@@ -233,7 +233,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
         if self.inbox.is_empty() && self.inbox.capacity() / 8 > wanted {
             self.inbox = BytesMut::new();
         }
-        self.inbox.reserve(wanted);
+        if !self.inbox.try_reclaim(wanted) {
+            // By itself it would double, and slices of it that wait for readers would keep all of that.
+            let mut inbox = BytesMut::with_capacity(self.inbox.len() + wanted);
+            inbox.extend_from_slice(&self.inbox);
+            self.inbox = inbox;
+        }
     }
 
     /// Writes until less than `enough` waits. A line that makes us wait is given smaller batches from here on.
@@ -456,7 +461,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Waker;
 
-    use tokio::io::duplex;
+    use anyproxy_mux::frame::MAX_MESSAGE;
+    use tokio::io::{AsyncWriteExt as _, duplex};
 
     use super::*;
 
@@ -498,6 +504,28 @@ mod tests {
             let mut cx = Context::from_waker(Waker::noop());
             assert!(socket.poll_recv(&mut cx).is_pending());
             assert_eq!(reads.load(Ordering::Relaxed), turn * READS_PER_TURN as usize);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_message_is_received_in_is_no_longer_than_the_longest_and_its_head() {
+        let (near, mut far) = duplex(1024 * 1024);
+        let mut socket = WebSocket::server(near);
+        let message = |length: u32| {
+            let mut frame = vec![0x82, 0xff, 0, 0, 0, 0];
+            frame.extend_from_slice(&length.to_be_bytes());
+            frame.resize(frame.len() + 4 + length as usize, 0);
+            frame
+        };
+        // Most of a long one comes with a short one before it, and the rest has no room behind them.
+        let both = [message(MAX_MESSAGE as u32), message(1_000)].concat();
+        far.write_all(&both.repeat(3)).await.unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..6 {
+            let Poll::Ready(Some(Ok(message))) = socket.poll_recv(&mut cx) else { panic!("no message") };
+            // What is left lies behind it.
+            let memory = message.len() + socket.inbox.capacity();
+            assert!(memory <= MAX_MESSAGE + 2 * MAX_HEAD + LEAST_READ, "{memory}");
         }
     }
 

@@ -141,7 +141,7 @@ impl<S: Side> Mux<S> {
 
     /// Whether data that was just counted may stay a slice of its message, which it keeps alive whole: as long as all
     /// that is held, if it were such slices, would keep no more than `held_bytes`. A peer that packs its messages to cost
-    /// as much as they can is copied after 2 MiB, full frames after 8, and no mixture keeps three times `held_bytes`.
+    /// as much as they can is copied after 2 MiB, full frames after 8, and no mixture keeps four times `held_bytes`.
     fn may_stay_a_slice(&self, len: usize) -> bool {
         self.held.saturating_mul(MAX_MESSAGE as u64) <= self.config.held_bytes.saturating_mul(len as u64)
     }
