@@ -278,6 +278,7 @@ async fn explain_says_which_rule_decides() -> Result {
     users:
       - {{ username: alice, password: a, groups: [office, lab] }}
       - {{ username: bob, password: b }}
+  socks5: {{ listen_addr: 127.0.0.1:0, users: [ {{ username: carol, password: c }} ] }}
 {GATEWAY}
   forbidden_hosts: ['*.internal:22']
   access:
@@ -297,7 +298,7 @@ async fn explain_says_which_rule_decides() -> Result {
     let allowed = explain("alice", "tcp://wiki.lab.internal:443").await?;
     assert!(allowed.starts_with("tcp://wiki.lab.internal:443 for alice by http: allowed\n"), "{allowed}");
     for part in [
-        "rule 1 at file.yaml:18:9",
+        "rule 1 at file.yaml:19:9",
         "group: lab, by gateway.routes",
         "limit: 5 dials a second",
         "limit: 7 streams of one user",
@@ -310,7 +311,9 @@ async fn explain_says_which_rule_decides() -> Result {
         let denied = explain(user, target).await?;
         assert!(denied.starts_with(&format!("{target} for {user} by http: denied\n")), "{denied}");
     }
-    for bad in [&["--user", "carol", "tcp://a:1"][..], &["tcp://a:1"], &["--user", "bob", "a:1"]] {
+    let carol = explain("carol", "tcp://wiki.internal:443").await?;
+    assert!(carol.contains("for carol by socks5: denied\n"), "the front that knows her: {carol}");
+    for bad in [&["--user", "dave", "tcp://a:1"][..], &["tcp://a:1"], &["--user", "bob", "a:1"]] {
         assert_eq!(on_file(dir.path(), "explain", bad).await?.code, 1, "{bad:?}");
     }
     Ok(())

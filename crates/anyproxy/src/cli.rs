@@ -31,7 +31,7 @@ pub(crate) enum Command {
         /// The user who dials.
         #[arg(long)]
         user: Option<String>,
-        /// The front they come through: http, socks5, sni. Default: the file's first.
+        /// The front they come through: http, socks5, sni. Default: the first of these that knows the user.
         #[arg(long)]
         front: Option<String>,
         /// What they dial, as in tcp://host:port.

@@ -22,8 +22,14 @@ pub(crate) fn run(
     let section = source.required("gateway", source.file.gateway.as_ref())?;
     let gateway = settings::Gateway::new(&source, section)?;
     let (network, target) = parse(target)?;
-    let first = gateway.fronts.first().map(|front| front.protocol.spoken());
-    let front = front.or(first).ok_or_else(|| Failure::of(path.display(), "has no front for users"))?;
+    let knows = |front: &&settings::Front| match (user, &front.accounts) {
+        (Some(user), Some(accounts)) => accounts.identity(user).is_some(),
+        (user, accounts) => user.is_some() == accounts.is_some(),
+    };
+    let first = gateway.fronts.iter().find(knows).or(gateway.fronts.first());
+    let front = front
+        .or(first.map(|front| front.protocol.spoken()))
+        .ok_or_else(|| Failure::of(path.display(), "has no front for users"))?;
     let identity = identity(&gateway, user, front)?;
 
     let question = Question { target: &target, network, identity: &identity, front };

@@ -9,7 +9,8 @@ use crate::failure::Failure;
 pub(crate) fn bind(name: &'static str, address: &ListenAddr) -> Result<Listener, Failure> {
     let bound = match address {
         ListenAddr::All(port) => Listener::bind_any(*port),
-        ListenAddr::These(addresses) => Listener::bind(addresses),
+        ListenAddr::Localhost(port) => Listener::bind_localhost(*port),
+        ListenAddr::This(address) => Listener::bind(&[*address]),
     };
     bound.map_err(|error| Failure::of(format_args!("{name} cannot listen on {address}"), error))
 }

@@ -323,7 +323,7 @@ client:
         .unwrap();
         let gateway = file.gateway.unwrap();
         let address: SocketAddr = "127.0.0.1:9443".parse().unwrap();
-        assert_eq!(gateway.listen_addr.unwrap().value, ListenAddr::These(vec![address]));
+        assert_eq!(gateway.listen_addr.unwrap().value, ListenAddr::This(address));
         assert_eq!(gateway.limits.unwrap().max_connections, Some(7));
         assert_eq!(gateway.auth_password.unwrap().0.expose_secret(), "{p: \"ä#");
         assert_eq!(file.client.unwrap().forbidden_hosts.unwrap().len(), 2);

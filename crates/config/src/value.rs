@@ -1,7 +1,7 @@
 //! The values of keys: each parsed into what it means where it stands, so that its mistakes have a place.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time;
@@ -36,8 +36,10 @@ from_text!(ListenAddr, Duration, Bytes, Ports, HostPattern);
 pub enum ListenAddr {
     /// Every address, v4 and v6, on this port.
     All(u16),
-    /// These addresses.
-    These(Vec<SocketAddr>),
+    /// Both loopback addresses, on this port.
+    Localhost(u16),
+    /// This address.
+    This(SocketAddr),
 }
 
 impl ListenAddr {
@@ -46,9 +48,8 @@ impl ListenAddr {
     pub fn is_loopback(&self) -> bool {
         match self {
             Self::All(_) => false,
-            Self::These(addresses) => {
-                addresses.iter().all(|address| address.ip().to_canonical().is_loopback())
-            }
+            Self::Localhost(_) => true,
+            Self::This(address) => address.ip().to_canonical().is_loopback(),
         }
     }
 
@@ -56,8 +57,8 @@ impl ListenAddr {
     #[must_use]
     pub fn port(&self) -> u16 {
         match self {
-            Self::All(port) => *port,
-            Self::These(addresses) => addresses.first().map_or(0, SocketAddr::port),
+            Self::All(port) | Self::Localhost(port) => *port,
+            Self::This(address) => address.port(),
         }
     }
 }
@@ -67,16 +68,14 @@ impl FromStr for ListenAddr {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Ok(address) = text.parse::<SocketAddr>() {
-            return Ok(Self::These(vec![address]));
+            return Ok(Self::This(address));
         }
         let (host, port) =
             text.rsplit_once(':').ok_or_else(|| format!("{text:?} has no port, as in \":8080\""))?;
         let port = port.parse().map_err(|_| format!("{port:?} is not a port"))?;
         match host {
             "" | "*" => Ok(Self::All(port)),
-            "localhost" => {
-                Ok(Self::These(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]))
-            }
+            "localhost" => Ok(Self::Localhost(port)),
             _ => Err(format!("{host:?} is not an address to listen on; leave it out for all addresses")),
         }
     }
@@ -86,10 +85,8 @@ impl fmt::Display for ListenAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::All(port) => write!(f, ":{port}"),
-            Self::These(addresses) => match addresses.first() {
-                Some(address) => address.fmt(f),
-                None => f.write_str("-"),
-            },
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
+            Self::This(address) => address.fmt(f),
         }
     }
 }
@@ -426,7 +423,9 @@ mod tests {
     fn a_port_alone_listens_everywhere() {
         assert_eq!(":8080".parse(), Ok(ListenAddr::All(8080)));
         assert!(!":8080".parse::<ListenAddr>().unwrap().is_loopback());
-        assert!("localhost:1".parse::<ListenAddr>().unwrap().is_loopback());
+        let localhost: ListenAddr = "localhost:1".parse().unwrap();
+        assert!(localhost.is_loopback());
+        assert_eq!(localhost.to_string(), "localhost:1");
         assert!("[::1]:1".parse::<ListenAddr>().unwrap().is_loopback());
         assert!("example.com:1".parse::<ListenAddr>().is_err());
         assert!("8080".parse::<ListenAddr>().is_err());

@@ -81,6 +81,25 @@ impl Listener {
         Self::new(vec![socket?])
     }
 
+    /// Binds `port` on both loopback addresses: what `"localhost:8080"` means. Where IPv6 is switched off, on that of
+    /// IPv4.
+    ///
+    /// Must be called within a tokio runtime with IO.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind_any`](Self::bind_any).
+    pub fn bind_localhost(port: u16) -> io::Result<Self> {
+        let mut sockets = vec![bind((Ipv4Addr::LOCALHOST, port).into(), true)?];
+        match bind((Ipv6Addr::LOCALHOST, port).into(), true) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                debug!(%error, "no IPv6, listening on IPv4 alone");
+            }
+            bound => sockets.push(bound?),
+        }
+        Self::new(sockets)
+    }
+
     fn new(sockets: Vec<StdListener>) -> io::Result<Self> {
         Ok(Self {
             sockets: sockets.into_iter().map(TcpListener::from_std).collect::<io::Result<_>>()?,
@@ -461,6 +480,18 @@ mod tests {
     async fn answers(address: SocketAddr) -> bool {
         let mut user = TcpStream::connect(address).await.unwrap();
         user.write_all(b"ping").await.is_ok() && user.read_u32().await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn localhost_is_both_loopback_addresses_and_that_of_ipv4_must_be_free() {
+        let listener = Listener::bind_localhost(0).unwrap();
+        let addresses = listener.local_addrs().unwrap();
+        let _served = tokio::spawn(listener.serve(CancellationToken::new(), echo));
+        for address in &addresses {
+            assert!(address.ip().is_loopback() && answers(*address).await, "{address}");
+        }
+        let taken = Listener::bind_localhost(addresses[0].port()).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[tokio::test]
