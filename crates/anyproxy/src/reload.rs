@@ -132,10 +132,10 @@ impl Running for Gateway {
         self.queue.set(settings.limits.queue(self.open_files));
         self.wait.set(settings.limits.wait_for_client);
         self.balance.set(settings.limits.balance);
-        let wanted = settings.fronts.into_iter();
-        let wanted =
-            wanted.filter(|wanted| self.fronts.iter().any(|front| front.protocol == wanted.protocol));
-        for (front, settings) in self.fronts.iter().zip(wanted) {
+        for settings in settings.fronts {
+            let Some(front) = self.fronts.iter().find(|front| front.protocol == settings.protocol) else {
+                continue;
+            };
             if let (Some(handle), Some(accounts)) = (&front.accounts, settings.accounts) {
                 handle.replace(accounts);
             }

@@ -24,6 +24,10 @@ const CHUNKS: usize = 16;
 /// there. Larger reads save fewer system calls than they cost in bytes that have left the nearest caches.
 const READ: usize = 64 * 1024;
 
+/// What a target may say to a user who is gone, while what that user had finished is delivered. One that goes on for
+/// longer has other things to do than to listen.
+const UNHEARD: usize = 1024 * 1024;
+
 /// How long a relay may stand still; `None` = for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct Patience {
@@ -52,7 +56,8 @@ impl Patience {
 pub(crate) enum End {
     /// Both ways were finished, every byte delivered.
     Whole,
-    /// The gateway reset the stream, or the tunnel is gone; the target was shown a reset.
+    /// The gateway reset the stream, or the tunnel is gone. The target was shown a reset, unless the user had finished
+    /// before and all of that was handed on.
     UserLost,
     /// The target's connection failed; the gateway was shown a reset.
     TargetLost,
@@ -111,6 +116,8 @@ pub(crate) struct Relay {
 struct Book {
     /// Written when it ends.
     line: AccessLine,
+    /// Bytes of the target that nobody heard, since the user is gone.
+    unheard: usize,
     /// Where the tunnel is gone and the rest of what the user said is still to be delivered.
     cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
@@ -168,7 +175,7 @@ impl Relay {
             patience,
             last_progress: Instant::now(),
             timer: None,
-            book: Box::new(Book { line, cut: None }),
+            book: Box::new(Book { line, unheard: 0, cut: None }),
         }
     }
 }
@@ -184,6 +191,7 @@ impl Future for Relay {
             up: &mut this.up,
             down: &mut this.down,
             passed: &mut this.book.line.passed,
+            unheard: &mut this.book.unheard,
             progress: false,
             left_over: false,
         };
@@ -260,6 +268,7 @@ struct Ways<'a> {
     up: &'a mut Way,
     down: &'a mut Way,
     passed: &'a mut Passed,
+    unheard: &'a mut usize,
     progress: bool,
     /// The stream is gone, and what the user had finished is still to be delivered.
     left_over: bool,
@@ -285,7 +294,9 @@ impl Ways<'_> {
         if finished && *self.down == Way::Open {
             *self.down = Way::Discarding;
             // What it has said already, too: a socket that is closed with something unread is reset.
-            let _ = self.poll_down(cx);
+            if let Poll::Ready(Err(end)) = self.poll_down(cx) {
+                return Poll::Ready(end);
+            }
         }
         self.left_over = finished && !self.up.is_over();
         if self.left_over { Poll::Pending } else { Poll::Ready(End::UserLost) }
@@ -347,7 +358,12 @@ impl Ways<'_> {
             match *self.down {
                 Way::Ended | Way::Deaf | Way::Torn | Way::Unheard => return Poll::Ready(Ok(())),
                 Way::Discarding => match ready!(poll_read_bytes(Pin::new(&mut *self.target), cx, READ)) {
-                    Ok(data) if !data.is_empty() => {}
+                    Ok(data) if !data.is_empty() => {
+                        *self.unheard += data.len();
+                        if *self.unheard > UNHEARD {
+                            return Poll::Ready(Err(End::UserLost));
+                        }
+                    }
                     _ => *self.down = Way::Unheard,
                 },
                 Way::Failing => {

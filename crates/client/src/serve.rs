@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyproxy_acl::{Limits, Policy};
 use anyproxy_core::FOR_EVER;
 use anyproxy_tunnel::frame::{GoAway, GoAwayCode, OpenErr, OpenErrClass};
-use anyproxy_tunnel::{CloseReason, OpenRequest, Request};
+use anyproxy_tunnel::{CloseReason, KEPT_RULES, OpenRequest, Request};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
@@ -18,9 +18,6 @@ use crate::link::Link;
 use crate::open;
 use crate::relay::Patience;
 use crate::udp::Associations;
-
-/// Versions of a gateway's rules kept: the newest, and those that opens on their way may still name.
-const VERSIONS: usize = 4;
 
 /// What the streams of one tunnel share.
 pub(crate) struct Context {
@@ -120,7 +117,7 @@ impl Versions {
         };
         self.0.retain(|(known, _)| *known != version);
         self.0.push_front((version, policy));
-        self.0.truncate(VERSIONS);
+        self.0.truncate(KEPT_RULES);
     }
 
     fn admit(&self, context: &Arc<Context>, request: OpenRequest) {

@@ -574,6 +574,21 @@ async fn what_a_user_had_finished_is_delivered_whatever_the_target_says_meanwhil
 }
 
 #[tokio::test]
+async fn a_target_that_only_talks_is_not_listened_to_for_a_user_who_is_gone() {
+    let target = slow_target();
+    let world = World::new(|_| {}).await;
+    let (mut stream, _) = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
+    let (mut socket, _) = target.accept().await.unwrap();
+    stream.write_all(&vec![7; START_WINDOW as usize]).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let behind = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
+    world.cut.cancel();
+    drop(behind);
+    let talk = async { while socket.write_all(&[0; 64 * 1024]).await.is_ok() {} };
+    timeout(Duration::from_secs(5), talk).await.expect("it is told that nobody hears it");
+}
+
+#[tokio::test]
 async fn what_a_user_had_finished_outlives_the_stream_in_the_kernel() {
     let target = slow_target();
     let world = World::new(|_| {}).await;

@@ -102,7 +102,7 @@ pub fn relay<U: Connection, S: ByteStream>(user: U, stream: S, config: RelayConf
 ///   writes straight from the stream's own chunks. So a user who does not
 ///   read costs the stream's window and nothing here, and a target that does not read at most one read's worth.
 /// - One poll does a bounded amount of work each way.
-/// - A stream says that it is lost to who reads, behind all that it received. So a user who takes nothing, or says
+/// - A stream tells its reader that it is lost only behind all that it received. So a user who takes nothing, or says
 ///   nothing more to a target that has ended, would keep a lost one for as long as may be idle; every 10 s of that, a
 ///   write of nothing asks it, and an error ends the relay.
 /// - Dropped before it is ready, it resets both sides. So does the death of the process: nobody takes a part for

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 /// How long dials may come that were judged by rules which were replaced meanwhile: they waited for a place or a client.
+/// More than both take by default; a dial that waited longer may be refused as if the client were full.
 const OUTLIVED: Duration = Duration::from_secs(10);
 
 /// The rules that hold at the clients too, as a tunnel is sent them: those in force behind those just replaced.

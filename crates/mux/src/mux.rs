@@ -507,6 +507,11 @@ impl<S: Side> Mux<S> {
         self.share.memory()
     }
 
+    /// Draws on the process's memory no more: the tunnel is over, and who keeps something of it counts that.
+    pub fn leave_memory(&mut self) {
+        self.share = Memory::default().share();
+    }
+
     /// Draws on the memory for what is held now.
     fn settle(&mut self) {
         let streams = self.streams.len() as u64 * STREAM_COST;

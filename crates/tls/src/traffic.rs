@@ -97,7 +97,7 @@ struct Open {
 /// What came of reading.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Read {
-    /// There is data, and the caller's buffer is full or all that was received is read.
+    /// There is data: as much as the caller's buffer takes, as was received, or as so many records hold.
     Data,
     /// No whole record is there.
     NeedsMore,

@@ -20,9 +20,9 @@ use crate::link::{Link, now};
 use crate::shared::{Desk, Shared};
 use crate::{Carrier, CloseReason, Config, Driver, Stream, TunnelError};
 
-/// Versions of rules that wait for a client that does not ask for them. Older ones are dropped, and opens that refer
-/// to them will be refused.
-const MAX_RULES: usize = 2;
+/// The versions of a gateway's rules that a client keeps, and as many wait for one that does not ask for them. Older ones
+/// are dropped, and opens that refer to them will be refused.
+pub const KEPT_RULES: usize = 4;
 
 /// Introduces a client to the gateway at the other end of `carrier`, and waits for its hello.
 ///
@@ -202,7 +202,7 @@ impl Queue {
         }
         let is_rules = |request: &Request| matches!(request, Request::Rules { .. });
         if is_rules(&request)
-            && items.requests.iter().filter(|request| is_rules(request)).count() >= MAX_RULES
+            && items.requests.iter().filter(|request| is_rules(request)).count() >= KEPT_RULES
         {
             let oldest = items.requests.iter().position(is_rules);
             oldest.and_then(|oldest| items.requests.remove(oldest));

@@ -219,7 +219,7 @@ impl<E: End> Core<E> {
     }
 
     /// Tells everybody that the tunnel is over. Once.
-    fn release(&mut self, reason: CloseReason, mux: &Mux<E>) {
+    fn release(&mut self, reason: CloseReason, mux: &mut Mux<E>) {
         if self.shared.is_closed() {
             return;
         }
@@ -234,8 +234,9 @@ impl<E: End> Core<E> {
         self.shared.gauges.unsent.store(0, Ordering::Relaxed);
         self.shared.gauges.held.store(0, Ordering::Relaxed);
         let commands = self.desk.turn_off();
+        // Readers may keep what they have not read, and the multiplexer's account of it ends here.
+        mux.leave_memory();
         for (id, cell) in mem::take(&mut self.cells) {
-            // Readers may keep what they have not read, and the multiplexer's account of it ends here.
             cell.keep_account(mux.held_for(id), &self.shared.memory);
             self.wakers
                 .extend(cell.reset(StreamReset::TunnelLost, &self.shared.memory).into_iter().flatten());
@@ -291,7 +292,7 @@ struct Engine<E: End, C> {
 
 impl<E: End, C> Drop for Engine<E, C> {
     fn drop(&mut self) {
-        self.core.release(CloseReason::Abandoned, &self.link.mux);
+        self.core.release(CloseReason::Abandoned, &mut self.link.mux);
     }
 }
 
@@ -316,7 +317,7 @@ impl<E: End, C: Carrier> Engine<E, C> {
         debug!(session = self.core.shared.session, "tunnel up");
         let over = poll_fn(|cx| self.poll_over(cx)).await;
         self.core.deliver(&mut self.link.mux);
-        self.core.release(over.reason.clone(), &self.link.mux);
+        self.core.release(over.reason.clone(), &mut self.link.mux);
         if let Some((code, words)) = over.words {
             self.link.say_goodbye(self.close_timeout, code, &words).await;
         }

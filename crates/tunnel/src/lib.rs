@@ -79,7 +79,7 @@ mod websocket;
 pub use anyproxy_mux::{Memory, PeerError, frame};
 
 pub use carrier::{Carrier, CarrierError};
-pub use client::{ClientTunnel, OpenRequest, Request, Requests, connect};
+pub use client::{ClientTunnel, KEPT_RULES, OpenRequest, Request, Requests, connect};
 pub use config::Config;
 pub use driver::Driver;
 pub use error::{CloseReason, OpenError, StreamReset, TunnelError, UpgradeError};

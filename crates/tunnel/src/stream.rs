@@ -25,8 +25,8 @@ const REPORT: u32 = 64 * 1024;
 /// received before is read first, and a fin that came before is a clean end whatever follows.
 ///
 /// As `AsyncBufRead` it hands out the chunks it received, without a copy. Writes are taken as long as less than the
-/// tunnel's `send_buffer` waits, and need no flush. One of nothing fails once the stream is lost and its reader, who
-/// may have more to read, is not going to see a clean end.
+/// tunnel's `send_buffer` waits, and need no flush. One of nothing fails once the stream is lost and its reader has read
+/// all that came, or is not going to see a clean end; where memory is short, as soon as it is lost.
 ///
 /// A stream opened for udp carries datagrams, each behind its length as a big-endian `u16`
 /// ([`Datagrams`](anyproxy_core::Datagrams)); its writes never wait, and drop what there is no room for.

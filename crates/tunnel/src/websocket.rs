@@ -225,10 +225,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> WebSocket<Io> {
     /// Makes room for a read: for the rest of the message under way, or for one as long as the latest.
     fn make_room(&mut self) {
         let wanted = match self.decoder.missing() {
-            0 => self.usual + MAX_HEAD,
+            0 => (self.usual + MAX_HEAD).max(LEAST_READ),
+            // No more: there is room for all of it once there was for its beginning, and nothing is moved for the rest.
             missing => missing,
         };
-        let wanted = wanted.max(LEAST_READ);
         // What a large message needed is not kept for small ones.
         if self.inbox.is_empty() && self.inbox.capacity() / 8 > wanted {
             self.inbox = BytesMut::new();
