@@ -26,7 +26,7 @@ pub(crate) fn run(
         (Some(user), Some(accounts)) => accounts.identity(user).is_some(),
         (user, accounts) => user.is_some() == accounts.is_some(),
     };
-    let first = gateway.fronts.iter().find(knows).or(gateway.fronts.first());
+    let first = gateway.fronts.iter().find(knows).or_else(|| gateway.fronts.first());
     let front = front
         .or(first.map(|front| front.protocol.spoken()))
         .ok_or_else(|| Failure::of(path.display(), "has no front for users"))?;

@@ -38,7 +38,7 @@ pub struct Config {
     /// How many streams to targets a user connection may keep for its next requests (default: 4; 0 = none). They are
     /// closed with the connection.
     pub parked: usize,
-    /// How long such a stream is kept without being used (default: 10 s).
+    /// How long such a stream is kept without being used (default: 10 s); twice as long where other requests end meanwhile.
     pub parked_timeout: Duration,
     /// Time-outs of what `CONNECT` and `Upgrade` open.
     pub relay: RelayConfig,

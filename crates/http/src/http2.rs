@@ -42,6 +42,9 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// The most of a stream that is handed to h2 at once.
 const SEND_PIECE: usize = 16 * 1024;
 
+/// How long what was received of tunnels may take to be handed on, once the connection is gone.
+const AFTERMATH: Duration = Duration::from_secs(600);
+
 /// Serves one connection until it ends and the last of its requests and tunnels is done.
 pub(crate) async fn serve<U, S, St>(
     mut user: Watched<U>,
@@ -97,11 +100,19 @@ where
             }
         }
     };
-    // What was received of a tunnel still goes to its target, for as long as its relay lets that take. All else that is
-    // left sees at once that the connection is gone.
+    // What was received of a tunnel is still handed on to its stream; its end, too, where that was found before the
+    // connection's. All else that is left sees at once that the connection is gone.
     drop(connection);
-    session.park.clear();
-    tokio::join!(linger(user.into_inner()), async { while streams.join_next().await.is_some() {} });
+    let leaving = async {
+        // One that ends in good order may leave its stream behind.
+        session.park.clear();
+        while streams.join_next().await.is_some() {
+            session.park.clear();
+        }
+    };
+    let _ = tokio::join!(linger(user.into_inner()), timeout(AFTERMATH, leaving));
+    // A target that takes nothing does not keep the seats of a user who is gone.
+    streams.shutdown().await;
     ended
 }
 

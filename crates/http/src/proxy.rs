@@ -34,7 +34,8 @@ use crate::requests::{Handoff, Requests, StreamOf};
 use crate::session::{Session, Watched};
 
 /// How long a connection that is closed may go on sending before it is cut off, and how much: closing while bytes
-/// arrive is a reset, which can take the last response away from its reader.
+/// arrive is a reset, which can take the last response away from its reader. HTTP/2 waits as long for an answer to its
+/// farewell, and for streams whose end came with the connection's.
 pub(crate) const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 * 1024;
 

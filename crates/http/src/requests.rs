@@ -366,7 +366,7 @@ impl<S> Handoff<S> {
     }
 }
 
-/// What the user is given from here on is a target's.
+/// Leaves the stream for whoever serves the connection. What the user is given from here on is a target's.
 fn hand_off<S: ByteStream>(parts: &Parts, stream: S, busy: &Busy) -> Result<(), Refusal> {
     // Lost only if a layer has made a new request of the user's.
     let handoff = parts.extensions.get::<Handoff<S>>().ok_or_else(Refusal::panicked)?;

@@ -7,7 +7,7 @@
 //!
 //! What the layers wrap around the stream (permits, gauges, meters) belongs to one dial and is gone with its
 //! exchange; only the raw stream below stays, in the keeping of the user's connection: a few of them, closed with
-//! it or after some seconds without a request. To the layers, a stream that is given back ends whole, both ways.
+//! it or after some seconds without being used. To the layers, a stream that is given back ends whole, both ways.
 //!
 //! What is kept no longer, or cannot be kept behind a whole response, is seen off: the target is told the end and given
 //! a moment to end its own side, so that nobody takes for a reset what was in order.

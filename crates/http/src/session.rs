@@ -23,7 +23,7 @@ pub(crate) struct Session {
     started: Instant,
     /// When the last request ended, in milliseconds since `started`.
     idle_since: AtomicU64,
-    /// Whether the latest response, or one of those under way, is a target's.
+    /// Whether a response since the connection was last idle is a target's.
     delivering: AtomicBool,
     /// Whether nothing was asked for too long.
     overdue: AtomicBool,
@@ -94,7 +94,7 @@ impl Session {
     }
 
     fn is_busy(&self) -> bool {
-        self.active.load(Ordering::Relaxed) > 0
+        self.active.load(Ordering::Acquire) > 0
     }
 
     fn idle_since(&self) -> Instant {
@@ -166,10 +166,11 @@ impl Clone for Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if self.0.active.fetch_sub(1, Ordering::Relaxed) == 1 {
+        // First: whoever finds nobody busy any more reads since when.
+        let since = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.idle_since.fetch_max(since, Ordering::Relaxed);
+        if self.0.active.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.chunked.store(false, Ordering::Relaxed);
-            let since = u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.0.idle_since.store(since, Ordering::Relaxed);
         }
         self.0.turn.fetch_add(1, Ordering::Relaxed);
     }
@@ -224,7 +225,7 @@ pub(crate) struct Watched<U> {
     stuck: Option<Instant>,
     /// and when they last took something after that.
     taken: Option<Instant>,
-    /// Since when the user's end is kept to itself.
+    /// Since when the user's end is kept from the machine above.
     ended: Option<Instant>,
     /// For a user who takes nothing: the machine above does not read meanwhile, and no other limit runs.
     slow: Timer,
@@ -409,6 +410,12 @@ impl<U: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<U> {
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
             Poll::Ready(Ok(())) if buf.filled().len() == before => self.poll_end(cx).map(Ok),
             Poll::Ready(Ok(())) => Poll::Ready(self.heard(buf.filled().len() - before)),
+            // TLS that ends without a goodbye. What HTTP/2 brings whole has an end of its own, so nothing can be cut short.
+            Poll::Ready(Err(error))
+                if error.kind() == io::ErrorKind::UnexpectedEof && self.limits.head.is_none() =>
+            {
+                self.poll_end(cx).map(|()| Err(error))
+            }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => self.poll_patience(cx),
         }
@@ -464,5 +471,50 @@ impl<U: Connection> AsyncWrite for Watched<U> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);
         self.poll_taken(cx, result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    /// TLS that has ended without a goodbye.
+    struct Cut;
+
+    impl AsyncRead for Cut {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
+
+    impl AsyncWrite for Cut {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i5_a_cut_connection_leaves_http_2_a_moment_for_what_came_before() {
+        for (http2, expected) in [(true, LINGER), (false, Duration::ZERO)] {
+            let config = Config::default();
+            let session = Session::new(&config);
+            let _busy = session.begin();
+            let mut user = Watched::new(Cut, session, &config, http2);
+            let begun = Instant::now();
+            let mut room = [0];
+            let mut buf = ReadBuf::new(&mut room);
+            let error = poll_fn(|cx| Pin::new(&mut user).poll_read(cx, &mut buf)).await.unwrap_err();
+            assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::UnexpectedEof, expected));
+        }
     }
 }

@@ -12,7 +12,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, StatusCode};
 
-/// The most header fields of a response, and trailer fields of a message.
+/// The most header fields of a response, options of its `Connection`, and trailer fields of a message.
 const MAX_FIELDS: usize = 100;
 /// The longest trailer section.
 const MAX_TRAILERS: usize = 16 * 1024;
@@ -190,8 +190,8 @@ pub(crate) fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> b
     tokens.any(|found| found.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
-/// How many options the `Connection` fields hold, empty ones too. Each may name a field, and each field is looked for among
-/// them: more than there may be fields name none, and cost milliseconds.
+/// How many options the `Connection` fields hold, empty ones too. A message has no more fields than may be for them to
+/// name, and comparing each field with each option would cost milliseconds.
 pub(crate) fn option_count(headers: &HeaderMap) -> usize {
     let values = headers.get_all(CONNECTION).iter();
     values.map(|value| value.as_bytes().split(|byte| *byte == b',').count()).sum()

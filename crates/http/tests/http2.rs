@@ -160,11 +160,29 @@ async fn i5_what_a_tunnel_s_user_had_finished_arrives_though_their_connection_en
         send.send_data(sent.clone().into(), true).unwrap();
         assert!(poll_once(&mut connection).await.is_pending());
         drop((connection, requests, send));
-        // However long the target takes, it gets all; and within a moment, an end that is no reset.
+        // However long the target takes, its stream is given all; and within a moment, an end that is no reset.
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         assert!(target.rest().await == sent);
         assert_eq!(target.io.write(&[0]).await.is_ok(), seconds == 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_takes_nothing_does_not_keep_what_a_user_left_for_ever() {
+    let stage = Stage::open();
+    let (near, far) = tokio::io::duplex(1024 * 1024);
+    serve(&stage, far);
+    let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
+    let mut connection = Box::pin(connection);
+    let (response, mut send) = requests.send_request(request(Method::CONNECT, "t:443"), false).unwrap();
+    let mut target = driven(&mut connection, stage.target()).await;
+    driven(&mut connection, response).await.unwrap();
+    send.send_data("x".repeat(200_000).into(), false).unwrap();
+    assert!(poll_once(&mut connection).await.is_pending());
+    drop((connection, requests, send));
+    tokio::time::sleep(Duration::from_secs(660)).await;
+    let taken = target.rest().await.len();
+    assert!(taken < 200_000, "{taken}: no more than was on its way");
 }
 
 #[tokio::test]
