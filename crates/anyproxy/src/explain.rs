@@ -28,7 +28,7 @@ pub(crate) fn run(
     };
     let first = gateway.fronts.iter().find(knows).or_else(|| gateway.fronts.first());
     let front = front
-        .or(first.map(|front| front.protocol.spoken()))
+        .or_else(|| first.map(|front| front.protocol.spoken()))
         .ok_or_else(|| Failure::of(path.display(), "has no front for users"))?;
     let identity = identity(&gateway, user, front)?;
 

@@ -8,23 +8,17 @@ use std::time::Duration;
 use anyproxy_core::{Credentials, Host, Target};
 use anyproxy_tls::Stream;
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello};
+use anyproxy_tunnel::upgrade::{GROUP_HEADER, PATH, SUBPROTOCOL};
 use anyproxy_tunnel::{ClientTunnel, Driver, Requests, TunnelError, UpgradeError, WebSocket, connect};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
+use http::header::{AUTHORIZATION, HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::race;
 use crate::resolve::Resolver;
-
-/// Where a gateway serves tunnels.
-const PATH: &str = "/ws";
-/// The subprotocol: its name and the version of the wire.
-const SUBPROTOCOL: HeaderValue = HeaderValue::from_static("anyproxy.v1");
-/// The header that names the group a client serves.
-const GROUP: HeaderName = HeaderName::from_static("anyproxy-group");
 
 /// A tunnel that stands, its driver not yet spawned.
 pub(crate) struct Link {
@@ -89,8 +83,8 @@ fn upgrade(config: &Config, gateway: &Target) -> http::Request<()> {
     headers.insert(AUTHORIZATION, basic(&config.credentials));
     let group =
         HeaderValue::from_str(&config.group).or_else(|_| HeaderValue::from_bytes(config.group.as_bytes()));
-    headers.insert(GROUP, group.expect("a checked group has no control characters"));
-    headers.insert(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
+    headers.insert(GROUP_HEADER, group.expect("a checked group has no control characters"));
+    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     request
 }
 

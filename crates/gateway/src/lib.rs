@@ -63,4 +63,3 @@ pub use gateway::{Config, Gateway};
 pub use ports::Ports;
 pub use registry::{Clients, DEFAULT_OPEN_TIMEOUT, OnlyClient};
 pub use routes::Routes;
-pub use upgrade::{GROUP_HEADER, PATH, SUBPROTOCOL};

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyproxy_core::{Credentials, DEFAULT_GROUP, Outcome};
+use anyproxy_tunnel::upgrade::{GROUP_HEADER, PATH, SUBPROTOCOL};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -13,15 +14,6 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-
-/// Where clients ask for the upgrade.
-pub const PATH: &str = "/ws";
-
-/// The WebSocket subprotocol, with the version of the wire.
-pub const SUBPROTOCOL: &str = "anyproxy.v1";
-
-/// The header that names the group a client serves; without it, [`DEFAULT_GROUP`].
-pub const GROUP_HEADER: HeaderName = HeaderName::from_static("anyproxy-group");
 
 /// The body of an answer.
 pub(crate) type Body = Full<Bytes>;

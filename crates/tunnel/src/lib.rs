@@ -76,6 +76,8 @@ mod rfc6455;
 mod socket;
 mod websocket;
 
+pub mod upgrade;
+
 pub use anyproxy_mux::{Memory, PeerError, frame};
 
 pub use carrier::{Carrier, CarrierError};

@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyproxy_core::{Account, Dial, Endpoints as _, Front, Login, Outcome, Target};
-use anyproxy_gateway::{Authenticate, Client, ClientAccount, Clients, Config, Gateway, Ports, SUBPROTOCOL};
+use anyproxy_gateway::{Authenticate, Client, ClientAccount, Clients, Config, Gateway, Ports};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, OpenOk};
+use anyproxy_tunnel::upgrade::SUBPROTOCOL;
 use anyproxy_tunnel::{
     ClientTunnel, CloseReason, Config as TunnelConfig, Request, Requests, TunnelError, UpgradeError,
     WebSocket,
