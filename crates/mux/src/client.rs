@@ -15,6 +15,8 @@ pub struct Client {
     last: u32,
     /// The last open that is honoured, once this side goes away.
     honoured: Option<u32>,
+    /// The last open that the peer makes, once it goes away; those that wait for their rules come behind that word.
+    peer_last: u32,
     /// A version of rules of which parts have come.
     rules: Option<(u32, BytesMut)>,
 }
@@ -119,6 +121,7 @@ impl Mux<Client> {
             return self.ignore(now);
         }
         self.peer_going_away = true;
+        self.side.peer_last = go_away.last;
         self.events.push_back(Event::GoAway(go_away));
         Ok(())
     }
@@ -176,7 +179,8 @@ impl Protocol for Client {
 
     fn clear(&mut self) {}
 
+    /// Where the peer gave the last open up before it left, it is the peer that hangs up.
     fn is_idle(&self) -> bool {
-        true
+        self.honoured.is_some() || self.last >= self.peer_last
     }
 }

@@ -67,7 +67,7 @@ pub(crate) mod sealed {
         /// Forgets what waits to be sent.
         fn clear(&mut self);
 
-        /// Whether nothing waits to be sent.
+        /// Whether nothing waits to be sent, or to come.
         fn is_idle(&self) -> bool;
     }
 }

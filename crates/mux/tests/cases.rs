@@ -759,6 +759,20 @@ fn m16_client_that_goes_away_does_not_look_at_later_opens() {
 }
 
 #[test]
+fn m16_client_waits_for_the_last_open_that_a_gateway_s_go_away_names() {
+    let mut client = ClientUnderTest::ready();
+    let go_away = GoAway::new(GoAwayCode::Shutdown, 1, "drain");
+    client.hear(ToClient::GoAway(Box::new(go_away))).unwrap();
+    assert!(matches!(client.events()[..], [Event::GoAway(_)]));
+    assert!(!client.mux.is_drained(), "it is behind rules");
+    let opened = client.accept_open(1);
+    client.transmit();
+    client.mux.reset(opened, ResetCode::Cancelled);
+    client.transmit();
+    assert!(client.mux.is_drained());
+}
+
+#[test]
 fn go_away_twice_may_not_take_anything_back() {
     let mut gateway = GatewayUnderTest::ready();
     let go_away = |last| ToGateway::GoAway(Box::new(GoAway::new(GoAwayCode::Shutdown, last, "")));
