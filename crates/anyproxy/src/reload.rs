@@ -129,9 +129,9 @@ impl Running for Gateway {
         self.clients.set_routes(stack::routes(settings.routes));
         self.rate.replace(settings.limits.rate);
         self.bandwidth.replace(settings.limits.bandwidth);
-        self.queue.set(settings.limits.queue(self.open_files));
-        self.wait.set(settings.limits.wait_for_client);
-        self.balance.set(settings.limits.balance);
+        self.queue.replace(settings.limits.queue(self.open_files));
+        self.wait.replace(settings.limits.wait_for_client);
+        self.balance.replace(settings.limits.balance);
         for settings in settings.fronts {
             let Some(front) = self.fronts.iter().find(|front| front.protocol == settings.protocol) else {
                 continue;

@@ -25,7 +25,7 @@
 //! }
 //!
 //! // Later, while dials run:
-//! handle.set(Settings { retries: 0, ..Strategy::Random.into() });
+//! handle.replace(Settings { retries: 0, ..Strategy::Random.into() });
 //! # Ok(())
 //! # }
 //! ```

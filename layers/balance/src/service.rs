@@ -123,7 +123,7 @@ impl<E: Endpoints> Service<Dial> for Balance<E> {
 
 impl BalanceHandle {
     /// Puts settings in place; dials under way keep theirs.
-    pub fn set(&self, settings: impl Into<Settings>) {
+    pub fn replace(&self, settings: impl Into<Settings>) {
         self.0.settings.store(Arc::new(settings.into()));
     }
 
@@ -584,7 +584,7 @@ mod tests {
         let (clients, members) = group(&["a", "b"]);
         let (balance, handle) = Balance::pair(Strategy::RoundRobin, clients);
         members[0].set(UNREACHED);
-        handle.set(Settings { retries: 0, ..Strategy::RoundRobin.into() });
+        handle.replace(Settings { retries: 0, ..Strategy::RoundRobin.into() });
         assert_eq!(handle.settings().retries, 0);
         let served = [balance.dial(dial("u")).await.is_ok(), balance.dial(dial("u")).await.is_ok()];
         assert_eq!(served.iter().filter(|served| **served).count(), 1);

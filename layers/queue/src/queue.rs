@@ -68,7 +68,7 @@ impl<S> Layer<S> for QueueLayer {
 impl QueueHandle {
     /// Puts settings in place. More seats are given to those who wait at once; with fewer, nobody is let in until
     /// enough streams have ended, and none is ended for it. A dial that waits keeps its deadline.
-    pub fn set(&self, settings: Settings) {
+    pub fn replace(&self, settings: Settings) {
         self.line.set(settings);
     }
 
@@ -404,12 +404,12 @@ mod tests {
         let first = stream(&queue, &mut inner, "a").await;
         let mut waiting = call(&queue, "b");
         assert_pending!(waiting.poll());
-        handle.set(seats(2));
+        handle.replace(seats(2));
         assert_eq!(handle.settings(), seats(2));
         assert_pending!(waiting.poll());
         serve(&mut inner).await;
         let second = assert_ready_ok!(waiting.poll());
-        handle.set(seats(1));
+        handle.replace(seats(1));
         let mut waiting = call(&queue, "c");
         assert_pending!(waiting.poll());
         drop(first);
@@ -424,7 +424,7 @@ mod tests {
         let _running = stream(&queue, &mut inner, "a").await;
         let mut waiting = [call(&queue, "a"), call(&queue, "a"), call(&queue, "b")];
         waiting.iter_mut().for_each(|dialing| assert_pending!(dialing.poll()));
-        handle.set(Settings { waiting: 2, ..seats(1) });
+        handle.replace(Settings { waiting: 2, ..seats(1) });
         assert_ready_err!(waiting[1].poll());
         assert_eq!(handle.status().waiting, 2);
     }

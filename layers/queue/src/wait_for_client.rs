@@ -162,7 +162,7 @@ impl fmt::Debug for Waiting {
 
 impl WaitHandle {
     /// Puts settings in place for the waits that begin from now on.
-    pub fn set(&self, settings: impl Into<WaitSettings>) {
+    pub fn replace(&self, settings: impl Into<WaitSettings>) {
         self.0.lock().settings = settings.into();
     }
 
@@ -375,7 +375,7 @@ mod tests {
         let group = absent();
         let (wait, handle) = WaitForClient::pair(group.clone(), Duration::from_secs(3));
         let stack = ServiceBuilder::new().retry(wait).service(group.clone());
-        handle.set(Duration::ZERO);
+        handle.replace(Duration::ZERO);
         assert_ready_err!(spawn(stack.dial(dial("a"))).poll());
     }
 
