@@ -265,13 +265,15 @@ async fn m9_a_gateway_that_never_grants_credit_holds_little_and_the_target_waits
 async fn m11_a_hundred_thousand_opens_are_a_thousand_dials_at_once_and_refusals() -> Result {
     let mut besieged = Besieged::start(1).await?;
     let silent = SilentTarget::start().await?;
-    let peer = besieged.join().await?;
+    let mut peer = besieged.join().await?;
     let cost = Cost::begin(&besieged.client)?;
     let before = besieged.client.descriptors()?;
     let flood = messages((1..=100_000).map(|number| open(number, silent.addr())), 1_000);
-    // Nobody reads the refusals, so their backlog ends the tunnel: 100,000 of them are 8 MiB.
-    let end = peer.flood_deaf::<ToGateway>(&flood, 1).await?;
+    // Nobody reads the refusals before the tunnel is over, so their backlog ends it: 100,000 of them are 8 MiB.
+    peer.pour(&flood, 1).await;
     let most = besieged.client.descriptors()?;
+    besieged.client.line("its end", |line| line["message"] == "a tunnel ended")?;
+    let end = peer.end::<ToGateway>().await?;
     println!("{most} descriptors after {before}");
     assert!(most <= before + 1_040, "{most} descriptors after {before}");
     assert!(matches!(end.code(), Some(GoAwayCode::Excess) | None), "{end:?}");

@@ -157,6 +157,12 @@ impl Peer {
     /// The same without reading until the other end has stopped reading too, or everything is said: it may give up
     /// earlier than a peer that reads, and must not hold what it would like to say.
     pub async fn flood_deaf<F: Frame>(mut self, chunk: &[u8], times: usize) -> Result<End> {
+        self.pour(chunk, times).await;
+        self.end::<F>().await.map(|end| End { flooded: true, ..end })
+    }
+
+    /// Says all that, and reads nothing. Stops where the other end has stopped reading.
+    pub async fn pour(&mut self, chunk: &[u8], times: usize) {
         for _ in 0..times {
             match timeout(Duration::from_secs(3), self.reader.io.write_all(chunk)).await {
                 Ok(Ok(())) => {}
@@ -164,7 +170,6 @@ impl Peer {
             }
         }
         let _ = timeout(Duration::from_secs(3), self.reader.io.flush()).await;
-        self.end::<F>().await.map(|end| End { flooded: true, ..end })
     }
 }
 
