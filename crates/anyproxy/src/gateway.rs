@@ -50,14 +50,25 @@ pub(crate) fn run(source: Source) -> Result<ExitCode, Failure> {
     })
 }
 
+/// All users together, those of clients' ports too: how many there may be, and the threads they are served on.
+struct Users {
+    most: usize,
+    seats: Seats,
+}
+
+impl Users {
+    fn listener(&self, listener: Listener) -> Listener {
+        listener.with_max_connections(self.most).with_seats(self.seats.clone())
+    }
+}
+
 /// A gateway whose ports are all bound.
 pub(crate) struct Bound {
     settings: settings::Gateway,
     clients_listener: Listener,
     fronts: Vec<(settings::Front, Listener)>,
     admin: Option<admin::Bound>,
-    /// Of all users together, those of clients' ports too.
-    users: Seats,
+    users: Users,
     open_files: usize,
 }
 
@@ -69,13 +80,12 @@ impl Bound {
         workers: &Workers,
     ) -> Result<Self, Failure> {
         let open_files = process::raise_open_files();
+        let users = Users { most: settings::users(open_files), seats: workers.users() };
         let clients_listener = listen::bind("gateway", &settings.listen_addr)?.with_seats(workers.tunnels());
         let mut fronts = Vec::new();
         for front in std::mem::take(&mut settings.fronts) {
-            let mut listener = listen::bind(front.protocol.as_str(), &front.listen_addr)?
-                .with_handshake_timeout(front.handshake_timeout)
-                .with_max_connections(settings::users(open_files))
-                .with_seats(workers.users());
+            let listener = listen::bind(front.protocol.as_str(), &front.listen_addr)?;
+            let mut listener = users.listener(listener).with_handshake_timeout(front.handshake_timeout);
             if let Some(tls) = &front.tls {
                 listener = listener.with_tls(Tls::new(tls.clone()));
             }
@@ -85,7 +95,7 @@ impl Bound {
             listen::announce(front.protocol.as_str(), listener);
         }
         listen::announce("gateway", &clients_listener);
-        Ok(Self { settings, clients_listener, fronts, admin, users: workers.users(), open_files })
+        Ok(Self { settings, clients_listener, fronts, admin, users, open_files })
     }
 
     /// Where clients connect to.
@@ -155,9 +165,7 @@ impl Bound {
         config.drain_timeout = settings.drain_timeout;
         let memory = settings.tunnel.memory.clone();
         config.tunnel = settings.tunnel;
-        let prepare = move |listener: Listener| {
-            listener.with_max_connections(settings::users(open_files)).with_seats(users.clone())
-        };
+        let prepare = move |listener| users.listener(listener);
         let ports = Ports::with_listener(settings.open_ports_addr, dials, settings.relay, prepare);
         let (accounts, client_accounts) = Verify::pair(settings.clients);
         let rights = Arc::new(ArcSwap::from_pointee(settings.client_accounts));

@@ -3,8 +3,9 @@
 //! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates. What a new
 //! file revokes is refused from then on: requests and logins of users, and tunnels of clients whose account is gone or may
 //! do less than before. Streams and UDP associations that live go on; an association's new destinations are
-//! judged by the new accounts and rules. Whatever else differs is named in the log and waits for a restart. A front that the file has no
-//! longer, or has open to everybody, or without its TLS, cannot wait: such a file is not taken over.
+//! judged by the new accounts and rules. Whatever else differs is named in the log and waits for a restart. A front that
+//! the file has no longer, or with accounts or TLS where it had none, or without those it had, cannot wait: such a file
+//! is not taken over.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -302,15 +302,6 @@ impl Ways<'_> {
         if self.left_over { Poll::Pending } else { Poll::Ready(End::UserLost) }
     }
 
-    /// The user is gone, as the way down has found: how that goes on, if there is something left to deliver.
-    fn unheard(&mut self, cx: &mut Context<'_>, down: Way) -> Result<(), End> {
-        if self.up.is_over() || self.stream.poll_reset(cx) != Poll::Ready(true) {
-            return Err(End::UserLost);
-        }
-        *self.down = down;
-        Ok(())
-    }
-
     /// From the user to the target.
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         for _ in 0..TURNS {
@@ -372,15 +363,17 @@ impl Ways<'_> {
                 }
                 Way::Ending => {
                     if ready!(Pin::new(&mut *self.stream).poll_shutdown(cx)).is_err() {
-                        self.unheard(cx, Way::Unheard)?;
+                        *self.down = Way::Unheard;
                         continue;
                     }
                     self.progress = true;
                     *self.down = Way::Ended;
                 }
                 Way::Open => {
+                    // The stream fails where the user is gone, and then only: whether something is left to deliver is
+                    // looked at behind both ways.
                     let Ok(room) = ready!(self.stream.poll_room(cx)) else {
-                        self.unheard(cx, Way::Discarding)?;
+                        *self.down = Way::Discarding;
                         continue;
                     };
                     let Ok(mut data) =
@@ -399,7 +392,7 @@ impl Ways<'_> {
                     self.progress = true;
                     // All of it, since there was room.
                     let Poll::Ready(Ok(())) = self.stream.poll_send(cx, &mut data) else {
-                        self.unheard(cx, Way::Discarding)?;
+                        *self.down = Way::Discarding;
                         continue;
                     };
                 }

@@ -14,7 +14,7 @@ use anyproxy_tunnel::frame::{
 use anyproxy_tunnel::{OpenError, Stream, Tunnel, WebSocket, accept, connect};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -534,17 +534,7 @@ async fn r6_streams_that_do_not_finish_are_cut() {
 
 #[tokio::test]
 async fn r6_what_is_left_to_deliver_of_a_lost_tunnel_is_cut_with_the_client() {
-    let listener = slow_target();
-    let target = listener.local_addr().unwrap();
-    let world = World::new(|_| {}).await;
-    let (mut stream, _) = world.open(tcp(target)).await.unwrap();
-    let (mut socket, _) = listener.accept().await.unwrap();
-    stream.write_all(&vec![7; START_WINDOW as usize]).await.unwrap();
-    stream.shutdown().await.unwrap();
-    // Behind all of that: so it has arrived.
-    let behind = world.open(tcp(target)).await.unwrap();
-    world.cut.cancel();
-    drop(behind);
+    let (world, mut socket) = left_behind(&[7; START_WINDOW as usize]).await;
     while world.shared.tasks.len() > 1 {
         tokio::task::yield_now().await;
     }
@@ -556,17 +546,8 @@ async fn r6_what_is_left_to_deliver_of_a_lost_tunnel_is_cut_with_the_client() {
 
 #[tokio::test]
 async fn what_a_user_had_finished_is_delivered_whatever_the_target_says_meanwhile() {
-    let target = slow_target();
-    let world = World::new(|_| {}).await;
-    let (mut stream, _) = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
-    let (mut socket, _) = target.accept().await.unwrap();
     let said = vec![7; START_WINDOW as usize];
-    stream.write_all(&said).await.unwrap();
-    stream.shutdown().await.unwrap();
-    // Behind all of that: so it has arrived.
-    let behind = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
-    world.cut.cancel();
-    drop(behind);
+    let (_world, mut socket) = left_behind(&said).await;
     socket.write_all(b"half of it is there\n").await.unwrap();
     let mut heard = Vec::new();
     let end = timeout(Duration::from_secs(5), socket.read_to_end(&mut heard)).await.expect("an end");
@@ -575,31 +556,15 @@ async fn what_a_user_had_finished_is_delivered_whatever_the_target_says_meanwhil
 
 #[tokio::test]
 async fn a_target_that_only_talks_is_not_listened_to_for_a_user_who_is_gone() {
-    let target = slow_target();
-    let world = World::new(|_| {}).await;
-    let (mut stream, _) = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
-    let (mut socket, _) = target.accept().await.unwrap();
-    stream.write_all(&vec![7; START_WINDOW as usize]).await.unwrap();
-    stream.shutdown().await.unwrap();
-    let behind = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
-    world.cut.cancel();
-    drop(behind);
+    let (_world, mut socket) = left_behind(&[7; START_WINDOW as usize]).await;
     let talk = async { while socket.write_all(&[0; 64 * 1024]).await.is_ok() {} };
     timeout(Duration::from_secs(5), talk).await.expect("it is told that nobody hears it");
 }
 
 #[tokio::test]
 async fn what_a_user_had_finished_outlives_the_stream_in_the_kernel() {
-    let target = slow_target();
-    let world = World::new(|_| {}).await;
-    let (mut stream, _) = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
-    let (mut socket, _) = target.accept().await.unwrap();
     let said = vec![7; 32 * 1024];
-    stream.write_all(&said).await.unwrap();
-    stream.shutdown().await.unwrap();
-    let behind = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
-    world.cut.cancel();
-    drop(behind);
+    let (world, mut socket) = left_behind(&said).await;
     world.shared.tasks.close();
     timeout(Duration::from_secs(5), world.shared.tasks.wait()).await.expect("the kernel takes this much");
     let mut heard = Vec::new();
@@ -618,12 +583,23 @@ fn an_idle_stream_s_task_is_small() {
 
 // === Helpers ===
 
-/// A target whose kernel takes less than a window.
-fn slow_target() -> TcpListener {
-    let listener = tokio::net::TcpSocket::new_v4().unwrap();
-    listener.set_recv_buffer_size(4 * 1024).unwrap();
-    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    listener.listen(8).unwrap()
+/// What a user said before the tunnel was lost, on its way to a target whose kernel takes less than a window: the target's
+/// end of it.
+async fn left_behind(said: &[u8]) -> (World, TcpStream) {
+    let target = TcpSocket::new_v4().unwrap();
+    target.set_recv_buffer_size(4 * 1024).unwrap();
+    target.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let target = target.listen(8).unwrap();
+    let world = World::new(|_| {}).await;
+    let (mut stream, _) = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
+    let (socket, _) = target.accept().await.unwrap();
+    stream.write_all(said).await.unwrap();
+    stream.shutdown().await.unwrap();
+    // Behind all of that: so it has arrived.
+    let behind = world.open(tcp(target.local_addr().unwrap())).await.unwrap();
+    world.cut.cancel();
+    drop(behind);
+    (world, socket)
 }
 
 /// A client's tunnel and the gateway's end of it.

@@ -120,8 +120,8 @@ mod sealed {
 ///
 /// What frames carry are slices of the message, with one exception: a slice of less than an eighth of its message
 /// is copied when it is a datagram, or has [`COPIED_BELOW`](crate::COPIED_BELOW) bytes or more. So a slice that is
-/// kept never keeps more of its message than eight times its length. Shorter data is left to the queue it is put into, which joins
-/// small pieces anyway.
+/// kept never keeps more of its message than eight times its length. Shorter data is left to the queue it is put into,
+/// which joins small pieces anyway.
 #[derive(Debug)]
 pub struct Frames<F> {
     rest: Bytes,

@@ -193,6 +193,12 @@ impl<U: Connection, S: ByteStream> Relay<U, S> {
         self
     }
 
+    /// The user was told of the end, and what is still on its way to them belongs to it.
+    fn let_go(&mut self) {
+        self.finished = true;
+        self.user.abort_when_lost(false);
+    }
+
     fn take_broken(&mut self) -> Option<io::Error> {
         self.stuck.as_mut()?.broken.take()
     }
@@ -233,9 +239,7 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
         }
         let (progress, blocked) = (ways.progress, ways.blocked);
         if this.up.is_over() && this.down.is_over() {
-            this.finished = true;
-            // The user was told of the end, and what is still on its way to them belongs to it.
-            this.user.abort_when_lost(false);
+            this.let_go();
             return Poll::Ready(this.take_broken().map_or(End::Whole, End::TargetLost));
         }
 
@@ -274,9 +278,7 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
             this.stuck.get_or_insert_default().last_look = Some(now);
             if let Poll::Ready(Err(error)) = Pin::new(&mut this.stream).poll_write(cx, &[]) {
                 if this.down.is_over() {
-                    // As above: what was said to the user is whole.
-                    this.finished = true;
-                    this.user.abort_when_lost(false);
+                    this.let_go();
                 }
                 return Poll::Ready(End::TargetLost(error));
             }

@@ -54,10 +54,6 @@ impl Link {
     pub(crate) fn new(tunnel: Tunnel, session: u64) -> Self {
         Self { tunnel, session, streams: Arc::default(), replaced: CancellationToken::new() }
     }
-
-    fn is_healthy(&self) -> bool {
-        self.tunnel.accepts_opens() && !self.tunnel.is_stalled()
-    }
 }
 
 /// What is known of one tunnel now.
@@ -176,7 +172,7 @@ impl Client {
 
     /// Whether a tunnel takes opens and moves what it has.
     pub(crate) fn is_healthy(&self) -> bool {
-        self.0.links.iter().any(Link::is_healthy)
+        self.0.links.iter().any(|link| link.tunnel.is_healthy())
     }
 
     /// Chooses the tunnel and counts the dial as its load.

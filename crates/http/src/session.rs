@@ -478,6 +478,8 @@ impl<U: Connection> AsyncWrite for Watched<U> {
 mod tests {
     use std::future::poll_fn;
 
+    use tokio::io::{join, sink};
+
     use super::*;
 
     /// TLS that has ended without a goodbye.
@@ -489,27 +491,13 @@ mod tests {
         }
     }
 
-    impl AsyncWrite for Cut {
-        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn i5_a_cut_connection_leaves_http_2_a_moment_for_what_came_before() {
         for (http2, expected) in [(true, LINGER), (false, Duration::ZERO)] {
             let config = Config::default();
             let session = Session::new(&config);
             let _busy = session.begin();
-            let mut user = Watched::new(Cut, session, &config, http2);
+            let mut user = Watched::new(join(Cut, sink()), session, &config, http2);
             let begun = Instant::now();
             let mut room = [0];
             let mut buf = ReadBuf::new(&mut room);

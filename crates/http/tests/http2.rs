@@ -16,7 +16,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, Request, StatusCode};
-use play::{Stage, source};
+use play::{Stage, Target, source};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
 
@@ -144,42 +144,36 @@ async fn connect_carries_bytes_and_keeps_half_closes() {
     assert_eq!(read(receive).await, Ok(String::new()), "an end is an end");
 }
 
+/// A tunnel's target, whose user said this, and the end of it or not, and was gone: more than goes to the target at once,
+/// so that the proxy finds it and the connection's end together.
+async fn left_behind(stage: &Stage, said: &str, finished: bool) -> Target {
+    let (near, far) = tokio::io::duplex(1024 * 1024);
+    serve(stage, far);
+    let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
+    let mut connection = Box::pin(connection);
+    let (response, mut send) = requests.send_request(request(Method::CONNECT, "t:443"), false).unwrap();
+    let target = driven(&mut connection, stage.target()).await;
+    driven(&mut connection, response).await.unwrap();
+    send.send_data(said.to_owned().into(), finished).unwrap();
+    assert!(poll_once(&mut connection).await.is_pending());
+    target
+}
+
 #[tokio::test(start_paused = true)]
 async fn i5_what_a_tunnel_s_user_had_finished_arrives_though_their_connection_ends() {
+    let said = "x".repeat(200_000);
     for seconds in [0, 60] {
-        let stage = Stage::open();
-        let (near, far) = tokio::io::duplex(1024 * 1024);
-        serve(&stage, far);
-        let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
-        let mut connection = Box::pin(connection);
-        let (response, mut send) = requests.send_request(request(Method::CONNECT, "t:443"), false).unwrap();
-        let mut target = driven(&mut connection, stage.target()).await;
-        driven(&mut connection, response).await.unwrap();
-        // More than goes to the target at once; the proxy finds it and the connection's end together.
-        let sent = "x".repeat(200_000);
-        send.send_data(sent.clone().into(), true).unwrap();
-        assert!(poll_once(&mut connection).await.is_pending());
-        drop((connection, requests, send));
+        let mut target = left_behind(&Stage::open(), &said, true).await;
         // However long the target takes, its stream is given all; and within a moment, an end that is no reset.
         tokio::time::sleep(Duration::from_secs(seconds)).await;
-        assert!(target.rest().await == sent);
+        assert!(target.rest().await == said);
         assert_eq!(target.io.write(&[0]).await.is_ok(), seconds == 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_target_that_takes_nothing_does_not_keep_what_a_user_left_for_ever() {
-    let stage = Stage::open();
-    let (near, far) = tokio::io::duplex(1024 * 1024);
-    serve(&stage, far);
-    let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
-    let mut connection = Box::pin(connection);
-    let (response, mut send) = requests.send_request(request(Method::CONNECT, "t:443"), false).unwrap();
-    let mut target = driven(&mut connection, stage.target()).await;
-    driven(&mut connection, response).await.unwrap();
-    send.send_data("x".repeat(200_000).into(), false).unwrap();
-    assert!(poll_once(&mut connection).await.is_pending());
-    drop((connection, requests, send));
+    let mut target = left_behind(&Stage::open(), &"x".repeat(200_000), false).await;
     tokio::time::sleep(Duration::from_secs(660)).await;
     let taken = target.rest().await.len();
     assert!(taken < 200_000, "{taken}: no more than was on its way");
@@ -660,7 +654,7 @@ fn extended(protocol: &'static str, uri: &str) -> Request<()> {
     request
 }
 
-async fn tunnel(stage: &Stage, user: &mut User) -> (SendStream<Bytes>, RecvStream, play::Target) {
+async fn tunnel(stage: &Stage, user: &mut User) -> (SendStream<Bytes>, RecvStream, Target) {
     let (response, send) = user.ask(request(Method::CONNECT, "t:443"), false);
     let target = stage.target().await;
     let response = response.await.unwrap();

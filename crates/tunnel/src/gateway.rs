@@ -180,7 +180,12 @@ impl Tunnel {
         self.shared().accepts_opens()
     }
 
-    /// Whether it accepts opens and is not stalled, for those who must not keep the tunnel from draining.
+    /// Whether it accepts opens and is not stalled.
+    pub fn is_healthy(&self) -> bool {
+        self.shared().is_healthy()
+    }
+
+    /// The same, for those who must not keep the tunnel from draining.
     pub fn pulse(&self) -> Arc<dyn Pulse> {
         self.shared().clone()
     }

@@ -462,7 +462,7 @@ mod tests {
     use std::task::Waker;
 
     use anyproxy_mux::frame::MAX_MESSAGE;
-    use tokio::io::{AsyncWriteExt as _, duplex};
+    use tokio::io::{AsyncWriteExt as _, duplex, join, sink};
 
     use super::*;
 
@@ -482,24 +482,10 @@ mod tests {
         }
     }
 
-    impl AsyncWrite for Crumbs {
-        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Pending
-        }
-    }
-
     #[tokio::test]
     async fn a_message_in_crumbs_leaves_others_their_turn() {
         let reads = Arc::new(AtomicUsize::new(0));
-        let mut socket = WebSocket::server(Crumbs(reads.clone()));
+        let mut socket = WebSocket::server(join(Crumbs(reads.clone()), sink()));
         for turn in 1..=3 {
             let mut cx = Context::from_waker(Waker::noop());
             assert!(socket.poll_recv(&mut cx).is_pending());

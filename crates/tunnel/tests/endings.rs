@@ -168,14 +168,12 @@ async fn rules_come_before_the_opens_that_refer_to_them() {
 #[tokio::test]
 async fn as_many_versions_of_the_rules_as_a_client_keeps_may_come_at_once() {
     let (near, far) = duplex(1 << 20);
-    let far = tokio::spawn(connect(WebSocket::client(far), ClientHello::new("room", 1), Config::default()));
-    let accepting = accept(WebSocket::server(near), Config::default()).await.unwrap();
-    let (gateway, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+    let ((gateway, driver), (_client, mut requests, far_driver)) =
+        idle_pair(near, far, Config::default()).await;
     for version in 1..=KEPT_RULES as u32 {
         gateway.send_rules(version, Bytes::from_static(b"rules"));
     }
     let _driver = tokio::spawn(driver);
-    let (_client, mut requests, _, far_driver) = far.await.unwrap().unwrap();
     let _far_driver = tokio::spawn(far_driver);
     for expected in 1..=KEPT_RULES as u32 {
         match requests.next().await {

@@ -12,7 +12,8 @@ use anyproxy_tunnel::frame::{
     ClientHello, Frame as _, GatewayHello, MAX_MESSAGE, OpenOk, StreamFrame, StreamId, ToGateway,
 };
 use anyproxy_tunnel::{
-    Carrier as _, CarrierError, Config, PeerError, TunnelError, UpgradeError, WebSocket, accept, connect,
+    Carrier as _, CarrierError, Config, Driver, PeerError, Tunnel, TunnelError, UpgradeError, WebSocket,
+    accept, connect,
 };
 use bytes::{Bytes, BytesMut};
 use support::{Pair, tcp};
@@ -68,6 +69,17 @@ async fn converse(mut io: DuplexStream, bytes: Vec<u8>) -> Vec<u8> {
     let mut said = Vec::new();
     io.read_to_end(&mut said).await.unwrap();
     said
+}
+
+/// A gateway's tunnel, its driver not yet spawned, and the other end of its line, on which a client has said hello.
+async fn greeted(config: Config) -> (Tunnel, Driver, DuplexStream) {
+    let (near, mut far) = duplex(1 << 20);
+    let mut hello = BytesMut::new();
+    ToGateway::Hello(Box::new(ClientHello::new("by hand", 1))).encode(&mut hello);
+    far.write_all(&masked(FIN | BINARY, &hello)).await.unwrap();
+    let accepting = accept(WebSocket::server(near), config).await.unwrap();
+    let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+    (tunnel, driver, far)
 }
 
 fn is_violation(error: &TunnelError, code: u16) -> bool {
@@ -208,12 +220,7 @@ async fn a_close_is_answered_and_its_words_are_kept() {
 
 #[tokio::test]
 async fn a_close_is_answered_by_an_end_that_has_something_to_say() {
-    let (near, mut far) = duplex(1 << 20);
-    let mut hello = BytesMut::new();
-    ToGateway::Hello(Box::new(ClientHello::new("room", 1))).encode(&mut hello);
-    far.write_all(&masked(FIN | BINARY, &hello)).await.unwrap();
-    let accepting = accept(WebSocket::server(near), Config::default()).await.unwrap();
-    let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+    let (tunnel, driver, mut far) = greeted(Config::default()).await;
     let _opening = tunnel.open(tcp());
     far.write_all(&masked(FIN | CLOSE, &1001_u16.to_be_bytes())).await.unwrap();
     let (_, said) = tokio::join!(driver, converse(far, Vec::new()));
@@ -353,14 +360,9 @@ async fn the_reason_of_a_close_is_cut_to_what_a_frame_holds() {
 async fn a_peer_error_tells_both_ends_what_it_was() {
     let mut config = Config::default();
     config.mux.ping_interval = Duration::from_secs(3600);
-    let (near, mut far) = duplex(1 << 20);
-    let mut message = BytesMut::new();
-    ToGateway::Hello(Box::new(ClientHello::new("liar", 1))).encode(&mut message);
-    far.write_all(&masked(FIN | BINARY, &message)).await.unwrap();
-    let accepting = accept(WebSocket::server(near), config).await.unwrap();
-    let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+    let (tunnel, driver, far) = greeted(config).await;
     let driver = tokio::spawn(driver);
-    message.clear();
+    let mut message = BytesMut::new();
     ToGateway::stream(StreamId::FIRST, StreamFrame::Fin).encode(&mut message);
     let said = converse(far, masked(FIN | BINARY, &message)).await;
     let reason = driver.await.unwrap();
@@ -372,17 +374,12 @@ async fn a_peer_error_tells_both_ends_what_it_was() {
 
 #[tokio::test]
 async fn a_turn_takes_in_some_thousand_small_frames_and_then_others_have_theirs() {
-    let (near, mut far) = duplex(1 << 20);
+    let (tunnel, mut driver, mut far) = greeted(Config::default()).await;
     let mut message = BytesMut::new();
-    ToGateway::Hello(Box::new(ClientHello::new("crumbs", 1))).encode(&mut message);
-    far.write_all(&masked(FIN | BINARY, &message)).await.unwrap();
-    let accepting = accept(WebSocket::server(near), Config::default()).await.unwrap();
-    let (tunnel, mut driver) = accepting.finish(GatewayHello::new(1)).unwrap();
     let opening = tokio::spawn(tunnel.open(tcp()));
     tokio::task::yield_now().await;
     let mut turn = async || poll_fn(|cx| Poll::Ready(Pin::new(&mut driver).poll(cx).is_pending())).await;
     assert!(turn().await, "the open leaves");
-    message.clear();
     ToGateway::OpenOk(StreamId::FIRST, OpenOk::default()).encode(&mut message);
     far.write_all(&masked(FIN | BINARY, &message)).await.unwrap();
     for _ in 0..4 {
