@@ -117,21 +117,27 @@ impl Verify {
         hash: PasswordHash,
         known: bool,
     ) -> Result<Identity, Rejected> {
-        let seat = self.pool.seat(source).await?;
-        // Those who waited behind the same login, say a browser's other connections, need no hash of their own.
-        if !(self.remembers(&credentials, &hash) & known) {
-            let (shared, credentials, hash) = (self.shared.clone(), credentials.clone(), hash.clone());
-            // Remembered before the seat is free, so that the next in line finds it.
-            let reckon = move || {
-                let right = hash.verify(&credentials.password) & known;
-                if right {
-                    shared.remembered.insert(shared.remembered.digest(&credentials, &hash));
-                }
-                right
-            };
-            if !seat.run(reckon).await? {
-                return Err(Rejected::WRONG);
+        let right = {
+            let seat = self.pool.seat(source).await?;
+            // Those who waited behind the same login, say a browser's other connections, need no hash of their own.
+            if self.remembers(&credentials, &hash) & known {
+                true
+            } else {
+                let (shared, credentials, hash) = (self.shared.clone(), credentials.clone(), hash.clone());
+                // Remembered before the seat is free, so that the next in line finds it.
+                let reckon = move || {
+                    let right = hash.verify(&credentials.password) & known;
+                    if right {
+                        shared.remembered.insert(shared.remembered.digest(&credentials, &hash));
+                    }
+                    right
+                };
+                seat.run(reckon).await?
             }
+            // The seat is free again: who is verified anew below waits in line for another.
+        };
+        if !right {
+            return Err(Rejected::WRONG);
         }
         // The accounts may have been replaced meanwhile: only what they say now counts.
         let now = self.shared.accounts.load_full();
@@ -232,6 +238,9 @@ impl fmt::Debug for Verdict {
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -362,6 +371,28 @@ mod tests {
         handle.replace(Accounts::new([hashed("bob")]).unwrap());
         drop(seat);
         assert!(eve.await.unwrap().unwrap_err().is_wrong());
+    }
+
+    #[tokio::test]
+    async fn r3_a_hash_replaced_while_its_user_s_logins_wait_holds_nobody_up() {
+        let pool = HashPool::new(1, 8);
+        let (verify, handle) = Verify::pair(Accounts::new([hashed("bob")]).unwrap());
+        let verify = verify.with_pool(pool.clone());
+        let seat = pool.seat(None).await.unwrap();
+        let logins = [0; 3].map(|_| tokio::spawn(verify.verify(credentials("bob", "secret"))));
+        tokio::task::yield_now().await;
+        let anew = PasswordHash::parse(&bcrypt::hash("secret", 5).unwrap()).unwrap();
+        handle.replace(Accounts::new([User::hashed("bob", anew)]).unwrap());
+        drop(seat);
+        // The second finds the first remembered, and has to be verified again under the new hash.
+        for login in logins {
+            timeout(Duration::from_secs(60), login)
+                .await
+                .expect("nobody waits for themselves")
+                .unwrap()
+                .unwrap();
+        }
+        assert_eq!(pool.hashed(), 2, "one under the old hash, one under the new");
     }
 
     #[tokio::test]
