@@ -153,8 +153,13 @@ impl LinkError {
     }
 
     /// Whether trying again is of no use until somebody changes a setting.
-    pub(crate) const fn is_refusal(&self) -> bool {
-        matches!(self, Self::Tls(_) | Self::Upgrade(UpgradeError::Unauthorized | UpgradeError::Forbidden))
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            // A connection that was lost within the handshake is none.
+            Self::Tls(error) => error.get_ref().is_some_and(|error| error.is::<rustls::Error>()),
+            Self::Upgrade(error) => matches!(error, UpgradeError::Unauthorized | UpgradeError::Forbidden),
+            _ => false,
+        }
     }
 }
 
@@ -185,6 +190,17 @@ impl Error for LinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_lost_in_its_handshake_is_not_a_setting_to_change() {
+        let refused = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
+        assert!(LinkError::Tls(io::Error::new(io::ErrorKind::InvalidData, refused)).is_refusal());
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof] {
+            assert!(!LinkError::Tls(kind.into()).is_refusal());
+        }
+        let ended = io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof");
+        assert!(!LinkError::Tls(ended).is_refusal());
+    }
 
     #[test]
     fn i12_credentials_go_into_a_header_that_is_never_printed() {
