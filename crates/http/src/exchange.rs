@@ -44,12 +44,14 @@ pub(crate) struct Exchange<S, B> {
     download: Download,
     /// What the response says of its length; where it has no body, that of the one it stands for.
     length: Option<u64>,
-    /// Whether the target said that it goes on behind this response.
+    /// Whether the target said that it goes on behind this response,
     keeps_alive: bool,
+    /// and, while it is given a body, did not answer with an error.
+    goes_on: bool,
     upgrades: bool,
     max_padding: usize,
     silence: Silence,
-    /// What ended the response too early; told once what came before has had its chance to leave.
+    /// What ended the response too early; told once what came before has left.
     fault: Option<Fault>,
 }
 
@@ -124,6 +126,7 @@ where
             download: Download::Head,
             length: None,
             keeps_alive: false,
+            goes_on: false,
             upgrades: request.upgrades,
             max_padding: config.max_padding,
             silence,
@@ -156,7 +159,15 @@ where
                 StatusCode::SWITCHING_PROTOCOLS => {
                     return Poll::Ready(Err(Fault::Malformed(Malformed::Upgrade)));
                 }
-                StatusCode::CONTINUE => self.upload.set_free(),
+                StatusCode::CONTINUE if self.upload.set_free() => {
+                    // The user's side says 100 once it is asked for the body, and not behind a final head, which may have
+                    // come with this one: it gets its turn before more is read.
+                    if let Poll::Ready(sent) = self.poll_upload(cx) {
+                        sent?;
+                    }
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 status if status.is_informational() => {}
                 _ => {
                     self.begin_download(&head).map_err(Fault::Malformed)?;
@@ -170,6 +181,7 @@ where
     fn begin_download(&mut self, head: &ResponseHead) -> Result<(), Malformed> {
         self.silence.since = None;
         self.keeps_alive = head.keeps_alive();
+        self.goes_on = self.keeps_alive && !(head.status.is_client_error() || head.status.is_server_error());
         self.length = content_length(&head.headers)?;
         self.download = match head.framing(&self.method, self.length)? {
             Framing::Length(length) => Download::Length(length),
@@ -193,6 +205,17 @@ where
     /// The stream, for what follows a 101.
     pub(crate) const fn take_stream(&mut self) -> Option<S> {
         self.stream.take()
+    }
+
+    /// Whether the request's body is read, or will be as far as can be told. If it is not, the user's connection ends with
+    /// the response, and says so (RFC 9112 section 9.6).
+    pub(crate) const fn will_be_read(&self) -> bool {
+        match self.upload {
+            Upload::Sent => true,
+            // Some targets answer while they read on.
+            Upload::Sending { .. } => self.goes_on,
+            Upload::Held { .. } | Upload::Broken => false,
+        }
     }
 
     pub(crate) const fn busy(&self) -> &Busy {
@@ -226,7 +249,7 @@ where
                 Upload::Sent | Upload::Broken => return Poll::Ready(Ok(())),
                 Upload::Held { patience, .. } => {
                     ready!(patience.as_mut().poll(cx));
-                    self.upload.set_free();
+                    let _ = self.upload.set_free();
                     continue;
                 }
                 Upload::Sending { body, left } => (body, left),
@@ -333,8 +356,9 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = &mut *self;
-        if let Some(fault) = this.fault.take() {
-            return Poll::Ready(Some(Err(fault)));
+        if this.fault.is_some() {
+            ready!(this.busy.session().poll_taken(cx));
+            return Poll::Ready(this.fault.take().map(Err));
         }
         let fault = match this.poll_upload(cx) {
             Poll::Ready(Err(fault)) => fault,
@@ -350,8 +374,8 @@ where
                 }
             },
         };
-        // The target learns it now. The user's side throws away what it holds when it is told: it gets one turn to
-        // send that on.
+        // The target learns it now. The user's side throws away what it holds when it is told: it gets a turn to send
+        // that on, and as many more as the user takes for it.
         this.stream = None;
         this.fault = Some(fault);
         cx.waker().wake_by_ref();
@@ -372,11 +396,14 @@ where
 }
 
 impl<B> Upload<B> {
-    fn set_free(&mut self) {
+    /// Whether it had been held.
+    fn set_free(&mut self) -> bool {
+        let held = matches!(self, Self::Held { .. });
         *self = match mem::replace(self, Self::Broken) {
             Self::Held { body, left, .. } => Self::Sending { body, left },
             other => other,
         };
+        held
     }
 }
 

@@ -102,9 +102,12 @@ where
                 Err(refusal) => Err(refusal),
             };
             Ok(answer.unwrap_or_else(|refusal| {
-                // What a refused CONNECT has sent already was meant for somebody else (RFC 9110 section 9.3.6).
-                let connects = parts.method == Method::CONNECT && parts.version != Version::HTTP_2;
-                let refusal = if connects { refusal.closing() } else { refusal };
+                // What a refused CONNECT has sent already was meant for somebody else (RFC 9110 section 9.3.6), and what nobody
+                // reads of a body is in the way of the next request (RFC 9112 section 9.3). HTTP/2 tells them apart.
+                let unread = body.as_ref().is_some_and(|body| !body.is_end_stream());
+                let closes = unread || parts.method == Method::CONNECT;
+                let refusal =
+                    if closes && parts.version != Version::HTTP_2 { refusal.closing() } else { refusal };
                 refusal.into_response(&served.config).map(|text| ResponseBody::whole(text, busy))
             }))
         })
@@ -172,10 +175,10 @@ impl<M: GatewayStack> Served<M> {
             parts.method = Method::GET;
             route.proof = complete_websocket(&mut parts.headers);
         }
-        let mut body = body.take().zip(Left::of(route.body));
+        let left = Left::of(route.body);
         // A stream that was kept may have been closed by its target at this very moment. What certainly changes
         // nothing twice is then asked again, on a new one.
-        let may_repeat = body.is_none() && parts.method.is_idempotent();
+        let may_repeat = left.is_none() && parts.method.is_idempotent();
         let parent = trace_parent(&parts.headers);
         let mut said = BytesMut::new();
         let mut fresh = false;
@@ -189,18 +192,21 @@ impl<M: GatewayStack> Served<M> {
             let request = exchange::Request {
                 method: parts.method.clone(),
                 head: if repeats { said.clone() } else { std::mem::take(&mut said) },
-                body: body.take(),
+                body: left.and_then(|left| Some((body.take()?, left))),
                 expects: route.expects,
                 upgrades: route.upgrade.is_some(),
             };
-            let exchange = Box::new(Exchange::new(stream, request, lease, busy.clone(), &self.config));
-            match self.respond(parts, route, exchange).await {
+            let mut exchange = Box::new(Exchange::new(stream, request, lease, busy.clone(), &self.config));
+            match poll_fn(|cx| exchange.poll_response(cx)).await {
+                Ok(head) => return self.respond(parts, route, head, exchange),
                 Err(fault) if repeats && fault.is_unheard() => {
                     debug!(target = %route.target, "a kept stream had ended, dialling anew");
                     fresh = true;
                 }
-                Err(fault) => return Err(Refusal::from(fault).towards(&route.target)),
-                Ok(response) => return response,
+                Err(fault) => {
+                    let refusal = Refusal::from(fault).towards(&route.target);
+                    return Err(if exchange.will_be_read() { refusal } else { refusal.closing() });
+                }
             }
         }
     }
@@ -242,24 +248,24 @@ impl<M: GatewayStack> Served<M> {
         head
     }
 
-    /// Waits for the target's response.
-    async fn respond<B>(
+    /// What the user gets of a target's response.
+    fn respond<B>(
         &self,
         parts: &Parts,
         route: &Route,
+        head: ResponseHead,
         mut exchange: Box<Exchange<StreamOf<M>, B>>,
-    ) -> Result<Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>, Fault>
+    ) -> Result<Response<ResponseBody<StreamOf<M>, B>>, Refusal>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
-        let head = poll_fn(|cx| exchange.poll_response(cx)).await?;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(self.switch(parts, route, head, &mut exchange));
+            return self.switch(parts, route, head, &mut exchange);
         }
         if route.extended && head.status.is_success() {
             // To the user it would say that the WebSocket is open (RFC 8441 section 5); the target has not changed its
             // protocol.
-            return Err(Fault::Malformed(Malformed::Upgrade));
+            return Err(not_switched(route));
         }
         let mut response = Response::new(());
         *response.status_mut() = head.status;
@@ -270,6 +276,9 @@ impl<M: GatewayStack> Served<M> {
         let length = exchange.length().filter(|_| !bodiless);
         let mut headers = head.headers;
         clean_response(&mut headers, head.http_11, length, &self.config.name);
+        if !exchange.will_be_read() && parts.version != Version::HTTP_2 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         *response.headers_mut() = headers;
         // To a user of HTTP/1.0, a response without a length ends with the connection.
         let ends_with_connection = parts.version == Version::HTTP_10 && !exchange.has_length();
@@ -277,7 +286,7 @@ impl<M: GatewayStack> Served<M> {
         if ends_with_connection {
             exchange.busy().session().set_unframed();
         }
-        Ok(Ok(response.map(|()| ResponseBody(Kind::Exchange { exchange, ends_with_connection }))))
+        Ok(response.map(|()| ResponseBody(Kind::Exchange { exchange, ends_with_connection })))
     }
 
     /// The target has changed its protocol, as the user had asked.
@@ -295,7 +304,7 @@ impl<M: GatewayStack> Served<M> {
             // Whoever answers 101 without it has not read the request as a WebSocket's.
             let mut accepts = head.headers.get_all(header::SEC_WEBSOCKET_ACCEPT).iter();
             if accepts.next() != route.proof.as_ref() || accepts.next().is_some() {
-                return Err(Refusal::from(Fault::Malformed(Malformed::Upgrade)).towards(&route.target));
+                return Err(not_switched(route));
             }
         }
         let busy = exchange.busy().clone();
@@ -316,6 +325,11 @@ impl<M: GatewayStack> Served<M> {
         *response.headers_mut() = headers;
         Ok(response)
     }
+}
+
+/// The target answers a WebSocket's request as something else.
+fn not_switched(route: &Route) -> Refusal {
+    Refusal::from(Fault::Malformed(Malformed::Upgrade)).towards(&route.target)
 }
 
 /// The trace the user's request belongs to: the dial continues it, and the target is told of it as it is. Two contexts

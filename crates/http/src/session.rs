@@ -1,8 +1,8 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use anyproxy_front::Connection;
@@ -36,6 +36,10 @@ pub(crate) struct Session {
     /// What these bytes may be for: data that was delivered, and framing it needs.
     earned: AtomicU64,
     chunked: AtomicBool,
+    /// Whether the user has not taken all there is for them,
+    untaken: AtomicBool,
+    /// and who waits until they have.
+    takers: Mutex<Vec<Waker>>,
     /// Of an exchange that waited, for the next.
     timer: Mutex<Timer>,
     /// The streams kept for coming requests.
@@ -56,6 +60,8 @@ impl Session {
             wire: AtomicU64::new(0),
             earned: AtomicU64::new(0),
             chunked: AtomicBool::new(false),
+            untaken: AtomicBool::new(false),
+            takers: Mutex::default(),
             timer: Mutex::default(),
             park: Arc::new(Park::new(config.parked, config.parked_timeout)),
         })
@@ -127,6 +133,41 @@ impl Session {
 
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Ready when nothing waits for a user who does not take it.
+    pub(crate) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut takers = self.takers();
+        if !self.untaken.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        // In HTTP/2 each response that broke off may wait.
+        if !takers.iter().any(|taker| taker.will_wake(cx.waker())) {
+            takers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Something waits for the user.
+    fn set_untaken(&self) {
+        self.untaken.store(true, Ordering::Relaxed);
+    }
+
+    /// The user has taken all there was.
+    fn set_taken(&self) {
+        if !self.untaken.load(Ordering::Relaxed) {
+            return;
+        }
+        let takers = {
+            let mut takers = self.takers();
+            self.untaken.store(false, Ordering::Relaxed);
+            std::mem::take(&mut *takers)
+        };
+        takers.into_iter().for_each(Waker::wake);
+    }
+
+    fn takers(&self) -> MutexGuard<'_, Vec<Waker>> {
+        self.takers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A piece of a request's body was delivered.
@@ -384,6 +425,7 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
             }
             return result;
         }
+        self.session.set_untaken();
         let since = *self.stuck.get_or_insert_with(Instant::now);
         let delivering = self.session.delivering.load(Ordering::Relaxed);
         let limit = if delivering { self.limits.idle } else { Some(self.limits.keep_alive) };
@@ -465,6 +507,10 @@ impl<U: Connection> AsyncWrite for Watched<U> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
+        if result.is_ready() {
+            // The machine above flushes once it has written all it holds.
+            self.session.set_taken();
+        }
         self.poll_taken(cx, result)
     }
 

@@ -253,6 +253,22 @@ async fn h17_the_user_is_told_to_go_on_when_the_target_says_so() {
     assert!(user.head().await.starts_with("HTTP/1.1 201 Created"));
 }
 
+#[tokio::test]
+async fn h17_the_user_is_told_to_go_on_though_the_response_has_begun() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 100 Continue"));
+    assert!(user.head().await.starts_with("HTTP/1.1 200 OK"));
+    user.say("hello").await;
+    assert_eq!(target.take(5).await, "hello");
+    target.say("olleh").await;
+    assert_eq!(user.take(5).await, "olleh");
+}
+
 #[tokio::test(start_paused = true)]
 async fn h17_a_target_that_knows_no_100_gets_the_body_after_a_moment() {
     let stage = Stage::open();
@@ -795,6 +811,59 @@ async fn events_reach_the_user_as_they_come() {
     for event in ["data: 1\n\n", "data: 2\n\n"] {
         target.say(&format!("9\r\n{event}\r\n")).await;
         assert_eq!(user.take(14).await, format!("9\r\n{event}\r\n"));
+    }
+}
+
+#[tokio::test]
+async fn i5_what_came_of_a_cut_response_reaches_a_slow_reader() {
+    const CAME: usize = 50_000;
+    let stage = Stage::open();
+    let mut user = stage.user_at(1024);
+    user.say(GET).await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").await;
+    target.say(&"x".repeat(CAME)).await;
+    drop(target);
+    assert!(user.head().await.starts_with("HTTP/1.1 200 OK"));
+    assert_eq!(user.rest().await.len(), CAME);
+}
+
+#[tokio::test]
+async fn a_response_says_that_nobody_will_read_the_rest_of_the_body() {
+    for (body, response, closes) in [
+        ("hel", "", true),
+        ("hello", "", false),
+        ("hel", "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n", true),
+        ("hello", "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n", false),
+        ("hel", "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", true),
+        // This target may echo.
+        ("hel", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false),
+    ] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        user.say(&format!("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\n{body}")).await;
+        let mut target = stage.target().await;
+        target.head().await;
+        target.take(body.len()).await;
+        target.say(response).await;
+        if response.is_empty() {
+            drop(target);
+        }
+        let answer = user.head().await;
+        assert!(
+            answer.starts_with(if response.is_empty() { "HTTP/1.1 502 " } else { &response[..12] }),
+            "{answer}"
+        );
+        assert_eq!(answer.contains("connection: close\r\n"), closes, "{body} {response}: {answer}");
+    }
+    let stage = Stage::refusing(Outcome::Denied);
+    for (length, closes) in [(5, true), (0, false)] {
+        let mut user = stage.user();
+        user.say(&format!("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n\r\n")).await;
+        let answer = user.head().await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        assert_eq!(answer.contains("connection: close\r\n"), closes, "{answer}");
     }
 }
 

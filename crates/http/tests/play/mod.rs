@@ -138,6 +138,14 @@ impl Stage {
         User { io: near, kept: None }
     }
 
+    /// A new connection to a front, which takes no more than `room` bytes that are not read.
+    pub(crate) fn user_at(&self, room: usize) -> User {
+        let (near, far) = tokio::io::duplex(room);
+        let (proxy, stop) = (HttpProxy::new(self.stack()), self.stop.clone());
+        tokio::spawn(async move { proxy.serve_connection(far, source(), &stop).await });
+        User { io: near, kept: None }
+    }
+
     /// A new connection, and whether the front made its end a reset.
     pub(crate) fn user_seen(&self) -> (User, Arc<AtomicBool>) {
         let (near, far) = tokio::io::duplex(ROOM);
