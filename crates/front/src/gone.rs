@@ -1,3 +1,5 @@
+use std::io;
+
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt as _;
 
@@ -16,14 +18,30 @@ const EARLY: usize = 16 * 1024;
 ///
 /// Cancel safe: what was read is in `early`.
 pub async fn gone<U: Connection>(user: &mut U, early: &mut BytesMut) {
+    if listen(user, early).await.is_ok_and(|ended| !ended || !early.is_empty()) {
+        std::future::pending().await
+    }
+}
+
+/// The same where a user owes nobody a word, because their target may be the first to speak: ready by an error alone. Any
+/// end is the end of what they say.
+///
+/// # Cancel safety
+///
+/// Cancel safe: what was read is in `early`.
+pub async fn lost<U: Connection>(user: &mut U, early: &mut BytesMut) {
+    if listen(user, early).await.is_ok() {
+        std::future::pending().await
+    }
+}
+
+/// Keeps what the user says until they end, which is `true`, or there is no more room for it.
+async fn listen<U: Connection>(user: &mut U, early: &mut BytesMut) -> io::Result<bool> {
     while early.len() < EARLY {
         early.reserve(READ);
-        match user.read_buf(early).await {
-            Ok(0) if early.is_empty() => return,
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(_) => return,
+        if user.read_buf(early).await? == 0 {
+            return Ok(true);
         }
     }
-    std::future::pending().await
+    Ok(false)
 }

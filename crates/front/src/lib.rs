@@ -7,7 +7,7 @@
 //! - [`Connection`]: what a front needs of a user's connection, and [`UserStream`], the real one, plain or TLS;
 //! - [`Relay`]: bytes both ways between a user and a stream, each way ended as it should be, no memory while idle;
 //! - [`Rewind`]: a connection whose first bytes were looked at, for ports that speak several protocols;
-//! - [`gone`]: a user who does not wait for the dial;
+//! - [`gone`] and [`lost`]: a user who does not wait for the dial;
 //! - [`farewell`]: the end of a connection whose last answer must arrive;
 //! - [`Throttle`]: warnings that a user can cause, but not at will.
 //!
@@ -47,7 +47,7 @@ mod tls;
 
 pub use connection::{Connection, UserStream};
 pub use farewell::farewell;
-pub use gone::gone;
+pub use gone::{gone, lost};
 pub use listener::{DEFAULT_HANDSHAKE_TIMEOUT, Listener};
 pub use relay::{End, Relay, RelayConfig, relay};
 pub use rewind::Rewind;

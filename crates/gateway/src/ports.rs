@@ -15,7 +15,7 @@ use anyproxy_core::{
     Account, Association, BoxDial, ByteStream, Datagrams, Dial, DialService, Front, Host, Identity,
     MAX_DATAGRAM, Target,
 };
-use anyproxy_front::{Connection, Listener, RelayConfig, gone, relay};
+use anyproxy_front::{Connection, Listener, RelayConfig, lost, relay};
 use anyproxy_tunnel::frame::{PortRequest, PortStatus, PortVerdict, Transport};
 use bytes::{Bytes, BytesMut};
 use tokio::net::UdpSocket;
@@ -323,11 +323,13 @@ impl Port {
     }
 
     async fn serve_tcp<U: Connection>(self, mut user: U, source: SocketAddr) {
+        // Until there is a stream every end is a reset: the port has no way to say why.
+        user.abort_when_lost(true);
         let Some(dial) = self.dial(source, None) else { return };
         let mut early = BytesMut::new();
         let dialled = tokio::select! {
             dialled = self.dials.dial(dial) => dialled,
-            () = gone(&mut user, &mut early) => {
+            () = lost(&mut user, &mut early) => {
                 debug!(%source, port = self.port, "the user left before their client answered");
                 return;
             }
@@ -338,8 +340,6 @@ impl Port {
             }
             Err(error) => {
                 debug!(%source, port = self.port, %error, "connection to a client's port not served");
-                // A reset, not an end: the port has no way to say why.
-                user.abort();
             }
         }
     }

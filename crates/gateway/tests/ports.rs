@@ -9,7 +9,9 @@ use anyproxy_core::{BoxError, Dial, DialService as _, Endpoints as _, Front, Out
 use anyproxy_front::RelayConfig;
 use anyproxy_gateway::{Clients, Config, Ports};
 use anyproxy_tunnel::Request;
-use anyproxy_tunnel::frame::{ClientHello, OpenOk, PortRequest, PortStatus, Transport};
+use anyproxy_tunnel::frame::{
+    ClientHello, OpenErr, OpenErrClass, OpenOk, PortRequest, PortStatus, Transport,
+};
 use support::House;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufStream, DuplexStream};
 use tokio::net::{TcpStream, UdpSocket};
@@ -53,6 +55,40 @@ async fn a_connection_to_a_granted_port_is_a_dial_to_its_client_alone() {
     let mut banner = [0; 9];
     user.read_exact(&mut banner).await.unwrap();
     assert_eq!(&banner, b"SSH-2.0-x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_of_a_port_may_end_before_the_dial_is_done() {
+    let port = free_port();
+    let (house, _ports) = house(port);
+    let mut peer = house.connect("east", "green", hello("ssh", port, Transport::Tcp)).await.unwrap();
+    let mut user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let Some(Request::Open(request)) = peer.requests.next().await else { panic!("no open") };
+    user.shutdown().await.unwrap();
+    // Time is paused: it passes when nobody has anything to do, and so has heard of the end.
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    let mut far = request.accept(OpenOk::default());
+    let mut heard = Vec::new();
+    far.read_to_end(&mut heard).await.unwrap();
+    assert!(heard.is_empty());
+    far.write_all(b"SSH-2.0-x").await.unwrap();
+    far.shutdown().await.unwrap();
+    user.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, b"SSH-2.0-x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_of_a_port_whose_dial_fails_is_reset_though_they_ended_first() {
+    let port = free_port();
+    let (house, _ports) = house(port);
+    let mut peer = house.connect("east", "green", hello("ssh", port, Transport::Tcp)).await.unwrap();
+    let mut user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let Some(Request::Open(request)) = peer.requests.next().await else { panic!("no open") };
+    user.shutdown().await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    request.refuse(OpenErr::new(OpenErrClass::Refused, "no printer"));
+    let error = user.read(&mut [0]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
@@ -198,6 +234,8 @@ async fn i8_a_user_who_leaves_a_port_gives_up_the_dial() {
     let user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
     given_up.recv().await.unwrap();
     let dials = given_up.sender_strong_count();
+    // An end would be that of what they say, and no more.
+    user.set_zero_linger().unwrap();
     drop(user);
     while given_up.sender_strong_count() == dials {
         tokio::task::yield_now().await;
