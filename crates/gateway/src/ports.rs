@@ -6,9 +6,12 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use anyproxy_core::{
@@ -21,7 +24,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -410,19 +413,28 @@ async fn exchange(
 ) {
     let mut datagrams = Datagrams::new(stream);
     let mut answer = BytesMut::new();
-    let mut idle = std::pin::pin!(sleep(UDP_IDLE));
+    let mut idle = pin!(sleep(UDP_IDLE));
+    let mut flushed = true;
     loop {
+        // The stream may have taken a part of the last datagram: the rest goes as soon as it takes more.
+        let moved = poll_fn(|cx| {
+            if !flushed {
+                flushed = datagrams.poll_flush(cx)?.is_ready();
+            }
+            datagrams.poll_recv(cx, &mut answer)
+        });
         tokio::select! {
             // Only what the sender sends keeps its flow (RFC 4787 REQ-6).
             () = &mut idle => return,
             datagram = queue.recv() => {
                 let Some(datagram) = datagram else { return };
-                idle.as_mut().reset(tokio::time::Instant::now() + UDP_IDLE);
-                if std::future::poll_fn(|cx| std::task::Poll::Ready(datagrams.send_now(cx, &datagram))).await.is_err() {
+                idle.as_mut().reset(Instant::now() + UDP_IDLE);
+                if poll_fn(|cx| Poll::Ready(datagrams.send_now(cx, &datagram))).await.is_err() {
                     return;
                 }
+                flushed = false;
             }
-            received = datagrams.recv(&mut answer) => match received {
+            received = moved => match received {
                 Ok(true) => {
                     let _ = socket.send_to(&answer.split(), source).await;
                 }

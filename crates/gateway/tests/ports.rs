@@ -13,7 +13,7 @@ use anyproxy_tunnel::frame::{
     ClientHello, OpenErr, OpenErrClass, OpenOk, PortRequest, PortStatus, Transport,
 };
 use support::House;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufStream, DuplexStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufStream, DuplexStream};
 use tokio::net::{TcpStream, UdpSocket};
 
 /// The stack of these tests: the first client that may.
@@ -197,13 +197,35 @@ async fn datagrams_to_a_granted_port_are_flows_one_for_each_sender() {
 }
 
 #[tokio::test]
+async fn the_rest_of_a_datagram_that_a_stream_took_in_part_waits_for_no_other() {
+    let port = free_port();
+    let (streams, mut targets) = tokio::sync::mpsc::unbounded_channel();
+    let dials = tower::service_fn(move |_: Dial| {
+        // Its way takes four bytes at once.
+        let (near, far) = tokio::io::duplex(4);
+        streams.send(far).unwrap();
+        async move { Ok::<_, BoxError>(BufReader::new(near)) }
+    });
+    let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
+    let house = House::build(Config::default(), Clients::default(), Some(ports), port);
+    let _peer = house.connect("east", "blue", hello("dns", port, Transport::Udp)).await.unwrap();
+    let sender = udp().await;
+    sender.send_to(b"question", (Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let mut target = targets.recv().await.unwrap();
+    let mut framed = [0; 10];
+    let read = tokio::time::timeout(std::time::Duration::from_secs(5), target.read_exact(&mut framed)).await;
+    read.expect("the whole datagram").unwrap();
+    assert_eq!(&framed, b"\0\x08question");
+}
+
+#[tokio::test]
 async fn a_port_is_of_the_group_that_its_client_serves_now() {
     let port = free_port();
     let clients = Clients::default();
     let (seen, mut groups) = tokio::sync::mpsc::unbounded_channel();
     let dials = tower::service_fn(move |dial: Dial| {
         seen.send(dial.identity.group().to_owned()).unwrap();
-        async move { Err::<tokio::io::BufReader<DuplexStream>, _>(BoxError::from(Outcome::NoClient)) }
+        async move { Err::<BufReader<DuplexStream>, _>(BoxError::from(Outcome::NoClient)) }
     });
     let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
     let house = House::build(Config::default(), clients, Some(ports), port);
@@ -225,7 +247,7 @@ async fn i8_a_user_who_leaves_a_port_gives_up_the_dial() {
         let gone = gone.clone();
         async move {
             gone.send(()).await.unwrap();
-            std::future::pending::<Result<tokio::io::BufReader<DuplexStream>, BoxError>>().await
+            std::future::pending::<Result<BufReader<DuplexStream>, BoxError>>().await
         }
     });
     let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
