@@ -170,7 +170,7 @@ impl Bound {
         let (accounts, client_accounts) = Verify::pair(settings.clients);
         let rights = Arc::new(ArcSwap::from_pointee(settings.client_accounts));
         let login = stack::client_login(accounts, rights.clone(), metrics, hashing);
-        let gateway = Gateway::with_ports(login, clients.clone(), config, ports);
+        let gateway = Gateway::with_ports(login, clients.clone(), config, ports.clone());
         let tls = Tls::new(settings.tls);
         serving.spawn(gateway.serve(clients_listener, tls.clone(), stop.clone()));
         let reloading = reloads.map(|(reloads, fixed)| {
@@ -194,7 +194,7 @@ impl Bound {
 
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
-        let probe = Arc::new(Connected { clients, line, waiting, drops, memory, stop: stop.clone() });
+        let probe = Arc::new(Connected { clients, line, waiting, drops, ports, memory, stop: stop.clone() });
         let admin = admin.map(|admin| admin.serve(probe, done.clone()));
         let draining = async {
             stop.cancelled().await;
@@ -220,6 +220,7 @@ struct Connected {
     waiting: WaitHandle,
     /// Of each front that carries datagrams.
     drops: Vec<Arc<UdpDrops>>,
+    ports: Ports,
     memory: Memory,
     stop: CancellationToken,
 }
@@ -235,7 +236,8 @@ impl Probe for Connected {
         metrics::gauge!("anyproxy_waiting_for_client").set(count(self.waiting.waiting()));
         admin::measure_memory(&self.memory);
         let mut dropped = BTreeMap::<_, u64>::new();
-        for (reason, count) in self.drops.iter().flat_map(|drops| drops.counts()) {
+        let fronts = self.drops.iter().flat_map(|drops| drops.counts());
+        for (reason, count) in fronts.chain(self.ports.udp_drops()) {
             *dropped.entry(reason).or_default() += count;
         }
         for (reason, count) in dropped {

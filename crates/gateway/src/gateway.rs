@@ -315,7 +315,7 @@ impl Hall {
             return Err(Failure::Registry(refusal));
         }
         let (verdicts, leases) = match &self.ports {
-            Some(ports) => ports.lease(&claim, &hello.ports),
+            Some(ports) => ports.lease(&claim, &hello.ports, &self.config.tunnel.memory),
             None => Leases::denied(&hello.ports),
         };
         let software = hello.software.clone();

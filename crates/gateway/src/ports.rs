@@ -6,44 +6,32 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
-use anyproxy_core::{
-    Account, Association, BoxDial, ByteStream, Datagrams, Dial, DialService, Front, Host, Identity,
-    MAX_DATAGRAM, Target,
-};
+use anyproxy_core::{Account, Association, BoxDial, Dial, DialService, Front, Host, Identity, Target};
 use anyproxy_front::{Connection, Listener, RelayConfig, lost, relay};
+use anyproxy_tunnel::Memory;
 use anyproxy_tunnel::frame::{PortRequest, PortStatus, PortVerdict, Transport};
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::registry::{Claim, OnlyClient};
 
+use self::udp::Drops;
+
+mod udp;
+
 /// How long a port stays open after its client's last tunnel: a client that reconnects finds it, and so do its users,
 /// who meanwhile wait for the client as those of every front do.
 const KEEP: Duration = Duration::from_secs(10);
-
-/// The most senders a UDP port knows at once. Datagrams of more are dropped until one of these is silent for
-/// [`UDP_IDLE`].
-const MAX_SENDERS: usize = 1024;
-
-/// How long a sender of a UDP port is remembered after its last datagram (RFC 4787 REQ-5).
-const UDP_IDLE: Duration = Duration::from_secs(120);
-
-/// Datagrams of one sender that wait for its dial; more are dropped.
-const UDP_BACKLOG: usize = 64;
 
 /// The front of the ports that clients may have opened, and the book of who has which.
 ///
@@ -62,6 +50,7 @@ struct Book {
     /// Ends datagrams, which have no connections that could live on.
     stop: CancellationToken,
     tasks: TaskTracker,
+    drops: Arc<Drops>,
 }
 
 /// An open port, and how many tunnels of its client hold it.
@@ -126,6 +115,7 @@ impl Ports {
             deaf: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            drops: Arc::default(),
         }))
     }
 
@@ -138,6 +128,11 @@ impl Ports {
         };
         let open = self.0.lock();
         open.iter().map(|(key, holder)| (key.port, name(key.transport), holder.client.id.clone())).collect()
+    }
+
+    /// Why UDP ports have dropped datagrams, from a closed set, and how many since the start.
+    pub fn udp_drops(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        self.0.drops.counts().into_iter()
     }
 
     /// Accepts no more connections.
@@ -153,13 +148,18 @@ impl Ports {
         self.0.tasks.wait().await;
     }
 
-    /// Judges what a client asks for, in the order it asks.
-    pub(crate) fn lease(&self, claim: &Claim, requests: &[PortRequest]) -> (Vec<PortVerdict>, Leases) {
+    /// Judges what a client asks for, in the order it asks. What waits at its ports counts in `memory`.
+    pub(crate) fn lease(
+        &self,
+        claim: &Claim,
+        requests: &[PortRequest],
+        memory: &Memory,
+    ) -> (Vec<PortVerdict>, Leases) {
         let mut leases = Vec::new();
         let verdicts = requests
             .iter()
             .map(|request| {
-                let status = match self.lease_one(claim, *request) {
+                let status = match self.lease_one(claim, *request, memory) {
                     Ok(lease) => {
                         leases.push(lease);
                         PortStatus::Open
@@ -172,7 +172,7 @@ impl Ports {
         (verdicts, Leases { _held: leases })
     }
 
-    fn lease_one(&self, claim: &Claim, request: PortRequest) -> Result<Lease, PortStatus> {
+    fn lease_one(&self, claim: &Claim, request: PortRequest, memory: &Memory) -> Result<Lease, PortStatus> {
         if !claim.account.may_open(request.port) {
             warn!(
                 client = ?claim.id,
@@ -214,7 +214,7 @@ impl Ports {
             tunnels: watch::Sender::new(1),
             stop: ends.child_token(),
         };
-        self.spawn(request, &holder).map_err(|error| {
+        self.spawn(request, &holder, memory).map_err(|error| {
             warn!(client = ?claim.id, port = request.port, %error, "cannot open a client's port");
             if error.kind() == io::ErrorKind::AddrInUse { PortStatus::Taken } else { PortStatus::Failed }
         })?;
@@ -225,7 +225,7 @@ impl Ports {
     }
 
     /// Binds the port and serves it in a task of its own.
-    fn spawn(&self, request: PortRequest, holder: &Holder) -> io::Result<()> {
+    fn spawn(&self, request: PortRequest, holder: &Holder, memory: &Memory) -> io::Result<()> {
         let address = SocketAddr::new(self.0.address, request.port);
         let port = Port {
             dials: self.0.dials.clone(),
@@ -233,6 +233,8 @@ impl Ports {
             identity: holder.identity.subscribe(),
             only: holder.client.clone(),
             port: request.port,
+            memory: memory.clone(),
+            drops: self.0.drops.clone(),
         };
         let stop = holder.stop.clone();
         let unused = unused(self.clone(), request, holder.tunnels.subscribe(), stop.clone());
@@ -245,7 +247,7 @@ impl Ports {
             Transport::Udp => {
                 let socket = std::net::UdpSocket::bind(address)?;
                 socket.set_nonblocking(true)?;
-                let served = port.serve_udp(Arc::new(UdpSocket::from_std(socket)?), stop);
+                let served = udp::serve(port, UdpSocket::from_std(socket)?, stop);
                 self.0.tasks.spawn(async move { tokio::join!(served, unused) });
             }
         }
@@ -311,6 +313,8 @@ struct Port {
     identity: watch::Receiver<Identity>,
     only: OnlyClient,
     port: u16,
+    memory: Memory,
+    drops: Arc<Drops>,
 }
 
 impl Port {
@@ -344,102 +348,6 @@ impl Port {
             Err(error) => {
                 debug!(%source, port = self.port, %error, "connection to a client's port not served");
             }
-        }
-    }
-
-    async fn serve_udp(self, socket: Arc<UdpSocket>, stop: CancellationToken) {
-        let mut senders: HashMap<SocketAddr, mpsc::Sender<Bytes>> = HashMap::new();
-        let mut flows = JoinSet::new();
-        let mut buf = vec![0; MAX_DATAGRAM];
-        loop {
-            let (length, source) = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                Some(ended) = flows.join_next(), if !flows.is_empty() => {
-                    if let Ok(source) = ended { senders.remove(&source); }
-                    // A flow that panicked is known by its closed queue alone.
-                    senders.retain(|_, queue| !queue.is_closed());
-                    continue;
-                }
-                received = socket.recv_from(&mut buf) => match received {
-                    Ok(received) => received,
-                    // An answer of ours that nobody wanted (ICMP), or no memory: the socket lives.
-                    Err(error) => {
-                        debug!(port = self.port, %error, "cannot receive");
-                        sleep(Duration::from_millis(1)).await;
-                        continue;
-                    }
-                },
-            };
-            if !senders.contains_key(&source) {
-                if senders.len() >= MAX_SENDERS {
-                    continue;
-                }
-                let (queue, datagrams) = mpsc::channel(UDP_BACKLOG);
-                senders.insert(source, queue);
-                flows.spawn(self.clone().serve_flow(socket.clone(), source, datagrams));
-            }
-            if let Some(queue) = senders.get(&source) {
-                // A full way drops datagrams, as UDP may.
-                let _ = queue.try_send(Bytes::copy_from_slice(&buf[..length]));
-            }
-        }
-        flows.shutdown().await;
-    }
-
-    /// One sender's datagrams, both ways, until it is silent for long.
-    async fn serve_flow(
-        self,
-        socket: Arc<UdpSocket>,
-        source: SocketAddr,
-        queue: mpsc::Receiver<Bytes>,
-    ) -> SocketAddr {
-        let Some(dial) = self.dial(source, Some(Association::new())) else { return source };
-        match self.dials.dial(dial).await {
-            Ok(stream) => exchange(&socket, source, queue, stream).await,
-            Err(error) => {
-                debug!(%source, port = self.port, %error, "datagrams to a client's port not served")
-            }
-        }
-        source
-    }
-}
-
-async fn exchange(
-    socket: &UdpSocket,
-    source: SocketAddr,
-    mut queue: mpsc::Receiver<Bytes>,
-    stream: impl ByteStream,
-) {
-    let mut datagrams = Datagrams::new(stream);
-    let mut answer = BytesMut::new();
-    let mut idle = pin!(sleep(UDP_IDLE));
-    let mut flushed = true;
-    loop {
-        // The stream may have taken a part of the last datagram: the rest goes as soon as it takes more.
-        let moved = poll_fn(|cx| {
-            if !flushed {
-                flushed = datagrams.poll_flush(cx)?.is_ready();
-            }
-            datagrams.poll_recv(cx, &mut answer)
-        });
-        tokio::select! {
-            // Only what the sender sends keeps its flow (RFC 4787 REQ-6).
-            () = &mut idle => return,
-            datagram = queue.recv() => {
-                let Some(datagram) = datagram else { return };
-                idle.as_mut().reset(Instant::now() + UDP_IDLE);
-                if poll_fn(|cx| Poll::Ready(datagrams.send_now(cx, &datagram))).await.is_err() {
-                    return;
-                }
-                flushed = false;
-            }
-            received = moved => match received {
-                Ok(true) => {
-                    let _ = socket.send_to(&answer.split(), source).await;
-                }
-                _ => return,
-            },
         }
     }
 }

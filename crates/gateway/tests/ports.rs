@@ -8,10 +8,10 @@ use std::net::{Ipv4Addr, TcpListener as StdListener};
 use anyproxy_core::{BoxError, Dial, DialService as _, Endpoints as _, Front, Outcome};
 use anyproxy_front::RelayConfig;
 use anyproxy_gateway::{Clients, Config, Ports};
-use anyproxy_tunnel::Request;
 use anyproxy_tunnel::frame::{
     ClientHello, OpenErr, OpenErrClass, OpenOk, PortRequest, PortStatus, Transport,
 };
+use anyproxy_tunnel::{Memory, Request};
 use support::House;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufStream, DuplexStream};
 use tokio::net::{TcpStream, UdpSocket};
@@ -194,6 +194,25 @@ async fn datagrams_to_a_granted_port_are_flows_one_for_each_sender() {
         }
     }
     echo.abort();
+}
+
+#[tokio::test]
+async fn what_waits_for_the_dials_of_a_udp_port_counts_in_the_process_s_memory() {
+    let port = free_port();
+    let mut config = Config::default();
+    config.tunnel.memory = Memory::new(1 << 20);
+    let memory = config.tunnel.memory.clone();
+    let dials =
+        tower::service_fn(|_: Dial| std::future::pending::<Result<BufStream<DuplexStream>, BoxError>>());
+    let ports = Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default());
+    let house = House::build(config, Clients::default(), Some(ports.clone()), port);
+    let _peer = house.connect("east", "blue", hello("dns", port, Transport::Udp)).await.unwrap();
+    let (sender, before) = (udp().await, memory.used());
+    sender.send_to(&[0; 10_000], (Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    house.until(|_| memory.used() == before + 10_000).await;
+    memory.take(1 << 20);
+    sender.send_to(&[0; 10_000], (Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    house.until(|_| ports.udp_drops().any(|dropped| dropped == ("full", 1))).await;
 }
 
 #[tokio::test]

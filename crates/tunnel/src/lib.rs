@@ -78,7 +78,7 @@ mod websocket;
 
 pub mod upgrade;
 
-pub use anyproxy_mux::{Memory, PeerError, frame};
+pub use anyproxy_mux::{Memory, PeerError, Share, frame};
 
 pub use carrier::{Carrier, CarrierError};
 pub use client::{ClientTunnel, KEPT_RULES, OpenRequest, Request, Requests, connect};
