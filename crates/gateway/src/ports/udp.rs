@@ -1,6 +1,6 @@
 //! A client's UDP port: a dial for each sender, and their datagrams both ways.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -39,6 +39,9 @@ const MAX_WAITING: (usize, usize, usize) = (16, 64 * 1024, 4 * 1024 * 1024);
 /// Datagrams of one sender on their way to its stream, whose task takes them at once; more are dropped.
 const UDP_BACKLOG: usize = 64;
 
+/// How long a refused sender is not dialled for again: one who keeps sending costs one dial a second.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+
 /// Serves a port until `stop`.
 pub(super) async fn serve(port: Port, socket: UdpSocket, stop: CancellationToken) {
     let socket = Arc::new(socket);
@@ -71,6 +74,8 @@ struct Senders {
     port: Port,
     socket: Arc<UdpSocket>,
     known: HashMap<SocketAddr, Sender>,
+    /// Those who were refused, until when; the longest ago first.
+    refused: VecDeque<(Instant, SocketAddr)>,
     dials: JoinSet<Dialled>,
     flows: JoinSet<SocketAddr>,
     /// Bytes that wait for dials.
@@ -83,6 +88,7 @@ type Dialled = (SocketAddr, Result<BoxStream, BoxError>);
 enum Sender {
     Dialling { dial: Id, waiting: Vec<Datagram>, bytes: usize },
     Open(mpsc::Sender<Datagram>),
+    Refused,
 }
 
 impl Sender {
@@ -114,11 +120,23 @@ impl Datagram {
 
 impl Senders {
     fn new(port: Port, socket: Arc<UdpSocket>) -> Self {
-        let (known, dials, flows) = (HashMap::new(), JoinSet::new(), JoinSet::new());
-        Self { port, socket, known, dials, flows, waiting: 0 }
+        Self {
+            port,
+            socket,
+            known: HashMap::new(),
+            refused: VecDeque::new(),
+            dials: JoinSet::new(),
+            flows: JoinSet::new(),
+            waiting: 0,
+        }
     }
 
     fn handle(&mut self, source: SocketAddr, payload: &[u8]) {
+        while self.refused.front().is_some_and(|(until, _)| *until <= Instant::now()) {
+            if let Some((_, source)) = self.refused.pop_front() {
+                self.known.remove(&source);
+            }
+        }
         let Some(datagram) = Datagram::new(payload, &self.port.memory) else {
             return self.port.drops.add(Dropped::Full, 1);
         };
@@ -143,6 +161,7 @@ impl Senders {
                 self.waiting += length;
                 return waiting.push(datagram);
             }
+            Some(Sender::Refused) => return self.port.drops.add(Dropped::Refused, 1),
             None if is_full => return self.port.drops.add(Dropped::Full, 1),
             None => datagram,
         };
@@ -177,7 +196,12 @@ impl Senders {
         };
         let Some(Sender::Dialling { waiting, bytes, .. }) = self.known.remove(&source) else { return };
         self.waiting -= bytes;
-        let Some(stream) = stream else { return };
+        let Some(stream) = stream else {
+            self.port.drops.add(Dropped::Refused, waiting.len());
+            self.refused.push_back((Instant::now() + REFUSED_FOR, source));
+            self.known.insert(source, Sender::Refused);
+            return;
+        };
         let (queue, datagrams) = mpsc::channel(UDP_BACKLOG);
         let (socket, drops) = (self.socket.clone(), self.port.drops.clone());
         self.flows.spawn(async move {
@@ -266,12 +290,14 @@ pub(super) struct Drops([AtomicU64; Dropped::ALL.len()]);
 /// Why a datagram was dropped.
 #[derive(Clone, Copy, Debug)]
 enum Dropped {
+    /// Its sender's dial failed, lately or just now.
+    Refused,
     /// The way to the client is full, too many wait for their dials, there are too many senders, or memory is short.
     Full,
 }
 
 impl Dropped {
-    const ALL: [(Self, &'static str); 1] = [(Self::Full, "full")];
+    const ALL: [(Self, &'static str); 2] = [(Self::Refused, "refused"), (Self::Full, "full")];
 }
 
 impl Drops {
@@ -327,7 +353,11 @@ mod tests {
     }
 
     fn full(senders: &Senders) -> u64 {
-        senders.port.drops.counts()[0].1
+        senders.port.drops.counts()[Dropped::Full as usize].1
+    }
+
+    fn refused(senders: &Senders) -> u64 {
+        senders.port.drops.counts()[Dropped::Refused as usize].1
     }
 
     #[tokio::test]
@@ -398,6 +428,25 @@ mod tests {
         assert_eq!((full(&senders), senders.known.len()), (1, MAX_SENDERS));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_sender_costs_one_dial_a_second() {
+        let (mut senders, gate) = senders(&Memory::default()).await;
+        gate.close();
+        for round in 1..=2 {
+            senders.handle(sender(1), b"first");
+            senders.handle(sender(1), b"waits");
+            assert_eq!(senders.dials.len(), 1, "a dial");
+            let dialled = senders.dials.join_next_with_id().await.unwrap();
+            senders.dialled(dialled);
+            tokio::time::advance(REFUSED_FOR - Duration::from_millis(1)).await;
+            senders.handle(sender(1), b"too soon");
+            assert_eq!((senders.dials.len(), senders.waiting, refused(&senders)), (0, 0, 3 * round));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        senders.handle(sender(2), b"another");
+        assert_eq!((senders.known.len(), senders.refused.len()), (1, 0), "it is forgotten then");
+    }
+
     #[tokio::test]
     async fn the_end_of_a_flow_is_not_that_of_the_sender_s_next_one() {
         let (mut senders, gate) = senders(&Memory::default()).await;
@@ -432,6 +481,8 @@ mod tests {
         let dialled = senders.dials.join_next_with_id().await.unwrap();
         senders.handle(sender(2), b"other");
         senders.dialled(dialled);
-        assert_eq!((senders.known.contains_key(&sender(2)), senders.waiting), (true, 5));
+        assert!(matches!(senders.known[&sender(1)], Sender::Refused));
+        assert!(matches!(senders.known[&sender(2)], Sender::Dialling { .. }));
+        assert_eq!(senders.waiting, 5);
     }
 }
