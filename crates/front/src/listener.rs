@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, error, warn};
 
 use crate::{Connection as _, Throttle, Tls, UserStream};
@@ -45,6 +45,8 @@ pub struct Listener {
     handshake_timeout: Duration,
     max_connections: usize,
     seats: Option<Seats>,
+    /// Behind the sockets, which are to be closed when it is dropped.
+    closed: Option<DropGuard>,
 }
 
 impl Listener {
@@ -107,6 +109,7 @@ impl Listener {
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
             max_connections: usize::MAX,
             seats: None,
+            closed: None,
         })
     }
 
@@ -144,6 +147,13 @@ impl Listener {
     #[must_use]
     pub fn with_seats(mut self, seats: Seats) -> Self {
         self.seats = Some(seats);
+        self
+    }
+
+    /// Cancels `closed` as soon as the sockets are closed and their addresses free again; the living go on.
+    #[must_use]
+    pub fn with_closed(mut self, closed: CancellationToken) -> Self {
+        self.closed = Some(closed.drop_guard());
         self
     }
 
@@ -214,7 +224,7 @@ impl Listener {
                 debug!(%source, %error, "a connection was lost on its way to its thread");
             }
         }
-        drop(self.sockets);
+        drop((self.sockets, self.closed));
         while let Some(ended) = connections.join_next().await {
             report(ended);
         }
@@ -537,15 +547,15 @@ mod tests {
     #[tokio::test]
     async fn r6_stop_closes_the_socket_at_once_and_waits_for_the_living() {
         let (listener, address) = loopback();
-        let stop = CancellationToken::new();
-        let mut server = tokio::spawn(listener.serve(stop.clone(), echo));
+        let (stop, closed) = (CancellationToken::new(), CancellationToken::new());
+        let mut server = tokio::spawn(listener.with_closed(closed.clone()).serve(stop.clone(), echo));
         let mut user = TcpStream::connect(address).await.unwrap();
         user.write_all(b"ping").await.unwrap();
         user.read_u32().await.unwrap();
+        assert!(!closed.is_cancelled());
         stop.cancel();
-        while TcpStream::connect(address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        closed.cancelled().await;
+        assert!(TcpStream::connect(address).await.is_err());
         user.write_all(b"pong").await.unwrap();
         user.read_u32().await.unwrap();
         assert!(!server.is_finished());

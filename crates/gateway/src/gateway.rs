@@ -315,7 +315,7 @@ impl Hall {
             return Err(Failure::Registry(refusal));
         }
         let (verdicts, leases) = match &self.ports {
-            Some(ports) => ports.lease(&claim, &hello.ports, &self.config.tunnel.memory),
+            Some(ports) => ports.lease(&claim, &hello.ports, &self.config.tunnel.memory).await,
             None => Leases::denied(&hello.ports),
         };
         let software = hello.software.clone();

@@ -53,7 +53,7 @@ struct Book {
     drops: Arc<Drops>,
 }
 
-/// An open port, and how many tunnels of its client hold it.
+/// An open port, and how many tunnels of its client hold it; or one that closes.
 struct Holder {
     client: OnlyClient,
     /// As whom its users dial: of the group that the client serves now.
@@ -61,6 +61,8 @@ struct Holder {
     tunnels: watch::Sender<usize>,
     /// Closes it at once.
     stop: CancellationToken,
+    /// It is closed, and not in the book any more.
+    gone: CancellationToken,
 }
 
 /// The ports a tunnel's client holds by it; given back on drop.
@@ -82,6 +84,13 @@ impl Leases {
         let denied = |request: &PortRequest| PortVerdict { request: *request, status: PortStatus::Denied };
         (requests.iter().map(denied).collect(), Self { _held: Vec::new() })
     }
+}
+
+/// Why a port is not leased.
+enum Unleased {
+    Refused(PortStatus),
+    /// Its last holder's socket is still there: until then.
+    Closing(CancellationToken),
 }
 
 // === impl Ports ===
@@ -149,30 +158,35 @@ impl Ports {
     }
 
     /// Judges what a client asks for, in the order it asks. What waits at its ports counts in `memory`.
-    pub(crate) fn lease(
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives back what was leased so far.
+    pub(crate) async fn lease(
         &self,
         claim: &Claim,
         requests: &[PortRequest],
         memory: &Memory,
     ) -> (Vec<PortVerdict>, Leases) {
-        let mut leases = Vec::new();
-        let verdicts = requests
-            .iter()
-            .map(|request| {
-                let status = match self.lease_one(claim, *request, memory) {
+        let (mut verdicts, mut leases) = (Vec::new(), Vec::new());
+        for request in requests {
+            let status = loop {
+                match self.lease_one(claim, *request, memory) {
                     Ok(lease) => {
                         leases.push(lease);
-                        PortStatus::Open
+                        break PortStatus::Open;
                     }
-                    Err(status) => status,
-                };
-                PortVerdict { request: *request, status }
-            })
-            .collect();
+                    Err(Unleased::Refused(status)) => break status,
+                    // Until its socket is closed, nobody can have the port, whoever had it.
+                    Err(Unleased::Closing(gone)) => gone.cancelled().await,
+                }
+            };
+            verdicts.push(PortVerdict { request: *request, status });
+        }
         (verdicts, Leases { _held: leases })
     }
 
-    fn lease_one(&self, claim: &Claim, request: PortRequest, memory: &Memory) -> Result<Lease, PortStatus> {
+    fn lease_one(&self, claim: &Claim, request: PortRequest, memory: &Memory) -> Result<Lease, Unleased> {
         if !claim.account.may_open(request.port) {
             warn!(
                 client = ?claim.id,
@@ -181,18 +195,20 @@ impl Ports {
                 "port refused: not one of its account"
             );
             // It may have been one of them a moment ago.
-            let mut open = self.0.lock();
-            if open.get(&request).is_some_and(|holder| holder.client == claim.client())
-                && let Some(holder) = open.remove(&request)
+            if let Some(holder) = self.0.lock().get(&request)
+                && holder.client == claim.client()
             {
                 holder.stop.cancel();
             }
-            return Err(PortStatus::Denied);
+            return Err(Unleased::Refused(PortStatus::Denied));
         }
         let mut open = self.0.lock();
         if let Some(holder) = open.get(&request) {
+            if holder.stop.is_cancelled() {
+                return Err(Unleased::Closing(holder.gone.clone()));
+            }
             if holder.client != claim.client() {
-                return Err(PortStatus::Taken);
+                return Err(Unleased::Refused(PortStatus::Taken));
             }
             holder.identity.send_if_modified(|identity| {
                 let moves = identity.group() != &*claim.group;
@@ -213,10 +229,12 @@ impl Ports {
             identity: watch::Sender::new(identity_of(claim)),
             tunnels: watch::Sender::new(1),
             stop: ends.child_token(),
+            gone: CancellationToken::new(),
         };
         self.spawn(request, &holder, memory).map_err(|error| {
             warn!(client = ?claim.id, port = request.port, %error, "cannot open a client's port");
-            if error.kind() == io::ErrorKind::AddrInUse { PortStatus::Taken } else { PortStatus::Failed }
+            let taken = error.kind() == io::ErrorKind::AddrInUse;
+            Unleased::Refused(if taken { PortStatus::Taken } else { PortStatus::Failed })
         })?;
         info!(client = ?claim.id, port = request.port, transport = ?request.transport, "opened a client's port");
         let lease = Lease(holder.tunnels.clone());
@@ -236,19 +254,31 @@ impl Ports {
             memory: memory.clone(),
             drops: self.0.drops.clone(),
         };
-        let stop = holder.stop.clone();
-        let unused = unused(self.clone(), request, holder.tunnels.subscribe(), stop.clone());
+        let (stop, closed) = (holder.stop.clone(), CancellationToken::new());
+        let unused = unused(self.clone(), holder.tunnels.subscribe(), stop.clone());
+        let (book, gone, is_closed) = (self.clone(), holder.gone.clone(), closed.clone());
+        let closing = async move {
+            unused.await;
+            is_closed.cancelled().await;
+            book.0.lock().remove(&request);
+            info!(port = request.port, transport = ?request.transport, "closed a client's port");
+            gone.cancel();
+        };
         match request.transport {
             Transport::Tcp => {
-                let listener = (self.0.prepare)(Listener::bind(&[address])?);
+                let listener = (self.0.prepare)(Listener::bind(&[address])?).with_closed(closed);
                 let served = listener.serve(stop, move |user, source| port.clone().serve_tcp(user, source));
-                self.0.tasks.spawn(async move { tokio::join!(served, unused) });
+                self.0.tasks.spawn(async move { tokio::join!(served, closing) });
             }
             Transport::Udp => {
                 let socket = std::net::UdpSocket::bind(address)?;
                 socket.set_nonblocking(true)?;
                 let served = udp::serve(port, UdpSocket::from_std(socket)?, stop);
-                self.0.tasks.spawn(async move { tokio::join!(served, unused) });
+                let served = async move {
+                    let _closed = closed.drop_guard();
+                    served.await;
+                };
+                self.0.tasks.spawn(async move { tokio::join!(served, closing) });
             }
         }
         Ok(())
@@ -276,31 +306,23 @@ fn identity_of(claim: &Claim) -> Identity {
     Account::new(format!("port:{}", claim.account.name()), [claim.group.clone()]).into()
 }
 
-/// Closes a port when no tunnel has held it for [`KEEP`].
-async fn unused(
-    ports: Ports,
-    request: PortRequest,
-    mut tunnels: watch::Receiver<usize>,
-    stop: CancellationToken,
-) {
+/// Stops a port when no tunnel has held it for [`KEEP`]; ready when it is stopped.
+async fn unused(ports: Ports, mut tunnels: watch::Receiver<usize>, stop: CancellationToken) {
     loop {
         tokio::select! {
-            () = stop.cancelled() => break,
-            released = tunnels.wait_for(|tunnels| *tunnels == 0) => if released.is_err() { break },
+            () = stop.cancelled() => return,
+            released = tunnels.wait_for(|tunnels| *tunnels == 0) => if released.is_err() { return stop.cancel() },
         }
         tokio::select! {
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => return,
             held = timeout(KEEP, tunnels.wait_for(|tunnels| *tunnels > 0)) => if held.is_ok() { continue },
         }
-        let mut open = ports.0.lock();
-        // Somebody else may hold it by now, if it was closed at once.
-        if *tunnels.borrow() == 0 && !stop.is_cancelled() {
-            open.remove(&request);
-            info!(port = request.port, transport = ?request.transport, "closed a client's port");
-            break;
+        // Under the lock it is leased, or found to be closing.
+        let _open = ports.0.lock();
+        if *tunnels.borrow() == 0 {
+            return stop.cancel();
         }
     }
-    stop.cancel();
 }
 
 // === Port ===
@@ -349,5 +371,97 @@ impl Port {
                 debug!(%source, port = self.port, %error, "connection to a client's port not served");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::net::{Ipv4Addr, TcpListener as StdListener};
+    use std::task::Poll;
+
+    use anyproxy_core::{BoxError, BoxStream};
+    use tokio::task::yield_now;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::ClientAccount;
+
+    fn ports() -> Ports {
+        let dials = tower::service_fn(|_: Dial| std::future::pending::<Result<BoxStream, BoxError>>());
+        Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default())
+    }
+
+    fn claim(port: Option<u16>) -> Claim {
+        let account = ClientAccount::new("east", ["blue"]).with_open_ports(port.map(|port| port..=port));
+        Claim { id: "ssh".into(), instance: 1, group: "blue".into(), account: account.into() }
+    }
+
+    /// A free port, for both transports.
+    fn requests() -> [PortRequest; 2] {
+        let listener = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        [Transport::Tcp, Transport::Udp].map(|transport| PortRequest { port, transport })
+    }
+
+    async fn lease(ports: &Ports, claim: &Claim, requests: &[PortRequest]) -> (Vec<PortStatus>, Leases) {
+        let (verdicts, leases) = ports.lease(claim, requests, &Memory::default()).await;
+        (verdicts.iter().map(|verdict| verdict.status).collect(), leases)
+    }
+
+    #[tokio::test]
+    async fn a_port_that_was_just_taken_away_is_opened_when_it_is_closed() {
+        let (ports, requests) = (ports(), requests());
+        let (may, may_not) = (claim(Some(requests[0].port)), claim(None));
+        let (status, _leases) = lease(&ports, &may, &requests).await;
+        assert_eq!(status, [PortStatus::Open; 2]);
+        assert_eq!(lease(&ports, &may_not, &requests).await.0, [PortStatus::Denied; 2]);
+        let (status, _leases) = lease(&ports, &may, &requests).await;
+        assert_eq!(status, [PortStatus::Open; 2]);
+        assert_eq!(ports.open().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_comes_back_while_its_port_closes_has_it_again() {
+        // In a task of its own, which has its turn between those of the ports' tasks.
+        let coming_back = tokio::spawn(async {
+            let (ports, requests) = (ports(), requests());
+            let may = claim(Some(requests[0].port));
+            // The turn of a port's task begins now with its socket and now with its clock.
+            for (polls, turns) in (0..8).map(|round| (round % 2, round / 2)) {
+                let (status, leases) = lease(&ports, &may, &requests).await;
+                assert_eq!(status, [PortStatus::Open; 2]);
+                drop(leases);
+                yield_now().await;
+                for _ in 0..polls {
+                    drop(lease(&ports, &may, &requests).await);
+                    yield_now().await;
+                }
+                // Timers are rounded up to milliseconds.
+                advance(KEEP + Duration::from_millis(1)).await;
+                for _ in 0..turns {
+                    turn().await;
+                }
+                let (status, leases) = lease(&ports, &may, &requests).await;
+                assert_eq!(status, [PortStatus::Open; 2], "{polls} polls, {turns} turns");
+                drop(leases);
+                tokio::time::sleep(2 * KEEP).await;
+                assert!(ports.open().is_empty());
+            }
+        });
+        coming_back.await.unwrap();
+    }
+
+    /// Lets those have their turn who are ready now; `yield_now` waits for what they set off, too.
+    async fn turn() {
+        let mut waited = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut waited, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
     }
 }
