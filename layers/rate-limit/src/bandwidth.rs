@@ -2,8 +2,8 @@ use std::fmt;
 use std::future::Future;
 use std::num::NonZeroU64;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,13 +14,15 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::keyed::Keyed;
+use crate::keyed::{Keyed, nanos};
 use crate::throttled::Throttle;
 use crate::{Key, Throttled};
 
 /// How far ahead of the rate the streams of a key may be: what timers of a millisecond need to reach the rate, and
 /// little enough that it is no burst.
 const AHEAD: Duration = Duration::from_millis(50);
+/// How long a stream waits at most before it looks whether its turn comes sooner, since a limit was changed.
+const NOTICE: Duration = Duration::from_secs(1);
 /// The most bytes a stream takes at its turn. Also the most by which the order of turns can be unfair.
 const MAX_TURN: u64 = 64 * 1024;
 /// The least a turn is worth waking up for.
@@ -112,7 +114,8 @@ pub struct BandwidthHandle {
 
 impl BandwidthHandle {
     /// Limits streams to `bandwidth` from now on. Living streams follow if they had a limit by the same key, and
-    /// whenever a limit is taken away; a limit where there was none, or by another key, is for streams to come.
+    /// whenever a limit is taken away, those that wait for their turn within a second; a limit where there was none,
+    /// or by another key, is for streams to come.
     pub fn replace(&self, bandwidth: impl Into<Option<Bandwidth>>) {
         let bandwidth = bandwidth.into();
         let current = self.limits.0.load_full();
@@ -219,17 +222,27 @@ pub(crate) struct Limits {
     buckets: Keyed<Arc<Bucket>>,
 }
 
-/// What all streams of a key share: when, each way, everything that was promised will have passed at the rate.
-/// Nanoseconds of the clock of [`Keyed`].
+/// What all streams of a key share, each way.
 #[derive(Default)]
-pub(crate) struct Bucket([AtomicU64; 2]);
+pub(crate) struct Bucket([Mutex<Debt>; 2]);
+
+/// What was promised and has not passed yet.
+#[derive(Default)]
+struct Debt {
+    /// When all of it will have passed at the rate. Nanoseconds of the clock of [`Keyed`].
+    free: u64,
+    /// The rate that is reckoned with.
+    rate: u64,
+}
 
 /// So many bytes, not before that time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Turn {
     pub(crate) bytes: usize,
-    /// `None`: now.
-    pub(crate) at: Option<Instant>,
+    /// Nanoseconds of the clock of [`Keyed`].
+    at: u64,
+    /// The highest rate at which it was reckoned; 0 = nothing was.
+    rate: u64,
 }
 
 impl Limits {
@@ -257,37 +270,69 @@ impl Limits {
 
     /// Promises a turn of up to `wanted` bytes: behind all promised before, so that streams of one key take turns.
     pub(crate) fn reserve(&self, bucket: &Bucket, way: Way, wanted: usize) -> Turn {
-        let rate = self.rates[way as usize].load(Ordering::Relaxed);
+        let now = self.buckets.now();
+        let mut debt = self.debt(bucket, way, now);
+        let rate = debt.rate;
         if rate == 0 {
-            return Turn { bytes: wanted, at: None };
+            return Turn { bytes: wanted, at: now, rate };
         }
         let bytes = wanted.min((rate / TURNS_PER_SECOND).clamp(MIN_TURN, MAX_TURN) as usize);
-        let now = self.buckets.now();
-        let free = &bucket.0[way as usize];
-        let cost = cost(bytes, rate);
-        let before = free
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| {
-                Some(free.max(now).saturating_add(cost))
-            })
-            .expect("always updated");
-        let at = before.saturating_sub(AHEAD.as_nanos() as u64);
-        Turn { bytes, at: (at > now).then(|| self.buckets.instant(at)) }
+        let at = debt.free.saturating_sub(nanos(AHEAD));
+        debt.free = debt.free.max(now).saturating_add(cost(bytes, rate));
+        Turn { bytes, at, rate }
     }
 
-    /// Takes a promise back of which nobody will make use.
-    pub(crate) fn give_back(&self, bucket: &Bucket, way: Way, bytes: usize) {
-        let rate = self.rates[way as usize].load(Ordering::Relaxed);
-        if rate > 0 && bytes > 0 {
-            let cost = cost(bytes, rate);
-            let _ = bucket.0[way as usize]
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| Some(free.saturating_sub(cost)));
+    /// When to ask again whether the turn has come; `None`: it has. Its time comes nearer where less is owed than
+    /// there was, since a limit was raised, or streams before it left.
+    pub(crate) fn wait(&self, bucket: &Bucket, way: Way, turn: &mut Turn) -> Option<Instant> {
+        let now = self.buckets.now();
+        if turn.at > now {
+            let debt = self.debt(bucket, way, now);
+            // By then everything promised will have passed, this turn too.
+            turn.at = turn.at.min(debt.free.saturating_sub(nanos(AHEAD)));
+            turn.rate = turn.rate.max(debt.rate);
         }
+        (turn.at > now).then(|| self.buckets.instant(turn.at.min(now.saturating_add(nanos(NOTICE)))))
+    }
+
+    /// Takes back what is left of a promise, of which nobody will make use.
+    pub(crate) fn give_back(&self, bucket: &Bucket, way: Way, turn: Turn) {
+        if turn.bytes > 0 && turn.rate > 0 {
+            let mut debt = self.debt(bucket, way, self.buckets.now());
+            // Of a lower limit than it was promised at, no more than was owed for it.
+            let cost = cost(turn.bytes, turn.rate.max(debt.rate));
+            debt.free = debt.free.saturating_sub(cost);
+        }
+    }
+
+    fn debt<'a>(&self, bucket: &'a Bucket, way: Way, now: u64) -> MutexGuard<'a, Debt> {
+        let mut debt = bucket.lock(way);
+        debt.reckon(self.rates[way as usize].load(Ordering::Relaxed), now);
+        debt
     }
 }
 
 impl Bucket {
+    fn lock(&self, way: Way) -> MutexGuard<'_, Debt> {
+        self.0[way as usize].lock().expect("nothing panics under this lock")
+    }
+
     fn owes(&self, now: u64) -> bool {
-        self.0.iter().any(|free| free.load(Ordering::Relaxed) > now)
+        [Way::Up, Way::Down].iter().any(|way| self.lock(*way).free > now)
+    }
+}
+
+impl Debt {
+    /// Takes `rate` over. What is owed passes sooner at a higher one. At a lower one it keeps its time: turns are as
+    /// long as the rate they were promised at, and at a much lower one nobody would get a byte for minutes.
+    fn reckon(&mut self, rate: u64, now: u64) {
+        if rate == 0 {
+            self.free = 0;
+        } else if rate > self.rate && self.free > now {
+            let owed = u128::from(self.free - now) * u128::from(self.rate) / u128::from(rate);
+            self.free = now + u64::try_from(owed).expect("less than before");
+        }
+        self.rate = rate;
     }
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until};
 
-use crate::bandwidth::{Bucket, Limits, Way};
+use crate::bandwidth::{Bucket, Limits, Turn, Way};
 
 /// A stream that passes so many bytes per second, shared with the other streams of its key. See
 /// [`BandwidthLayer`](crate::BandwidthLayer).
@@ -156,10 +156,9 @@ pub(crate) struct Throttle {
 /// One way of a stream.
 #[derive(Default)]
 struct Lane {
-    /// Bytes that may pass now.
-    open: usize,
-    /// Bytes that may pass when `timer` is over.
-    promised: usize,
+    /// What may pass, now or when it is time; nothing left of it: the next bytes need a turn.
+    turn: Turn,
+    waits: bool,
     /// Made when first needed, then kept for the next time.
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -172,38 +171,42 @@ impl Throttle {
     /// How many of `wanted` bytes, one at least, may pass; waits for a turn if there is none.
     fn poll_turn(&mut self, cx: &mut Context<'_>, way: Way, wanted: usize) -> Poll<usize> {
         let lane = &mut self.lanes[way as usize];
-        if lane.open == 0 && lane.promised == 0 {
-            let turn = self.limits.reserve(&self.bucket, way, wanted);
-            match turn.at {
-                None => lane.open = turn.bytes,
-                Some(at) => {
-                    lane.promised = turn.bytes;
-                    match &mut lane.timer {
-                        Some(timer) => timer.as_mut().reset(at),
-                        None => lane.timer = Some(Box::pin(sleep_until(at))),
-                    }
-                }
-            }
+        if lane.turn.bytes == 0 {
+            lane.turn = self.limits.reserve(&self.bucket, way, wanted);
+            lane.look(&self.limits, &self.bucket, way);
         }
-        if lane.open == 0 {
-            let timer = lane.timer.as_mut().expect("a promise has a time");
+        while lane.waits {
+            let timer = lane.timer.as_mut().expect("who waits has a time");
             ready!(timer.as_mut().poll(cx));
-            lane.open = std::mem::take(&mut lane.promised);
+            lane.look(&self.limits, &self.bucket, way);
         }
-        Poll::Ready(lane.open.min(wanted))
+        Poll::Ready(lane.turn.bytes.min(wanted))
     }
 
     fn took(&mut self, way: Way, bytes: usize) {
-        let open = &mut self.lanes[way as usize].open;
-        *open = open.saturating_sub(bytes);
+        let left = &mut self.lanes[way as usize].turn.bytes;
+        *left = left.saturating_sub(bytes);
+    }
+}
+
+impl Lane {
+    /// Sees whether the turn has come, and else when to look again.
+    fn look(&mut self, limits: &Limits, bucket: &Bucket, way: Way) {
+        let at = limits.wait(bucket, way, &mut self.turn);
+        self.waits = at.is_some();
+        if let Some(at) = at {
+            match &mut self.timer {
+                Some(timer) => timer.as_mut().reset(at),
+                None => self.timer = Some(Box::pin(sleep_until(at))),
+            }
+        }
     }
 }
 
 impl Drop for Throttle {
     fn drop(&mut self) {
         for way in [Way::Up, Way::Down] {
-            let lane = &self.lanes[way as usize];
-            self.limits.give_back(&self.bucket, way, lane.open + lane.promised);
+            self.limits.give_back(&self.bucket, way, self.lanes[way as usize].turn);
         }
     }
 }
@@ -394,6 +397,52 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_raised_limit_holds_for_those_who_wait_and_for_streams_to_come() {
+        let (layer, handle) = BandwidthLayer::pair(per_user().down(2 * 1024));
+        let crowd = crowd(&layer).await;
+        let start = Instant::now();
+        handle.replace(per_user().down(100 * MIB as u64));
+        read(&mut stream(&layer, "alice", endless()).await, 1).await;
+        assert!(start.elapsed() < Duration::from_millis(10), "{:?}", start.elapsed());
+        crowd.join_all().await;
+        assert!(start.elapsed() <= Duration::from_millis(1_100), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_taken_away_is_taken_from_those_who_wait() {
+        for taken in [None, Some(per_user().up(1))] {
+            let (layer, handle) = BandwidthLayer::pair(per_user().down(2 * 1024));
+            let crowd = crowd(&layer).await;
+            let start = Instant::now();
+            handle.replace(taken);
+            crowd.join_all().await;
+            assert!(start.elapsed() <= Duration::from_millis(1_100), "{:?}", start.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lowered_limit_keeps_turns_as_they_were_promised_and_forgives_no_more() {
+        let (layer, handle) = BandwidthLayer::pair(per_user().down(100 * MIB as u64));
+        let mut first = stream(&layer, "alice", BufReader::with_capacity(MIB, endless())).await;
+        assert_eq!(first.fill_buf_once().await, 64 * 1024);
+        handle.replace(per_user().down(1024));
+        let mut second = stream(&layer, "alice", endless()).await;
+        let start = Instant::now();
+        assert_eq!(second.fill_buf_once().await, 1024);
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let mut crowd = Vec::new();
+        for _ in 0..20 {
+            let mut waiting = stream(&layer, "alice", endless()).await;
+            assert_pending!(task::spawn(waiting.fill_buf_once()).poll());
+            crowd.push(waiting);
+        }
+        // Has a turn left that took less than a millisecond, and would take a minute now.
+        drop(first);
+        read(&mut stream(&layer, "alice", endless()).await, 1).await;
+        assert_about(start.elapsed(), Duration::from_secs(21));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_key_without_streams_and_debts_is_forgotten() {
         let (layer, handle) = BandwidthLayer::pair(per_user().down(MIB as u64));
         let mut living = stream(&layer, "alice", endless()).await;
@@ -482,6 +531,20 @@ mod tests {
 
     async fn read(stream: &mut (impl AsyncRead + Unpin), bytes: usize) {
         stream.read_exact(&mut vec![0; bytes]).await.unwrap();
+    }
+
+    /// 60 downloads of alice's that have gone on for 4 s at 2 KiB/s. Each waits for its turn.
+    async fn crowd(layer: &BandwidthLayer) -> JoinSet<()> {
+        let mut crowd = JoinSet::new();
+        for _ in 0..60 {
+            let mut stream = stream(layer, "alice", endless()).await;
+            crowd.spawn(async move {
+                let _: Result<_, _> = timeout(Duration::from_secs(4), read(&mut stream, MIB)).await;
+                read(&mut stream, 1).await;
+            });
+        }
+        sleep(Duration::from_secs(4)).await;
+        crowd
     }
 
     #[track_caller]
