@@ -120,7 +120,7 @@ where
             Entry::Waiting(waiter) => State::Waiting {
                 waiter,
                 next: Some((self.inner.clone(), dial.clone())),
-                waited: Waited { since: Instant::now(), journal: dial.journal },
+                waited: Waited::new(dial.journal),
             },
             Entry::Refused(error) => State::Refused { error: Some(error) },
         };
@@ -148,9 +148,16 @@ pin_project! {
 }
 
 /// Writes the wait into the dial's journal, however it ends.
-struct Waited {
+pub(crate) struct Waited {
     since: Instant,
     journal: Journal,
+}
+
+impl Waited {
+    /// A wait that begins now.
+    pub(crate) fn new(journal: Journal) -> Self {
+        Self { since: Instant::now(), journal }
+    }
 }
 
 impl Drop for Waited {
@@ -171,9 +178,13 @@ where
         loop {
             match state.as_mut().project() {
                 StateProj::Waiting { waiter, next, .. } => {
-                    let permit = ready!(waiter.poll(cx))?;
+                    let permit = ready!(waiter.poll(cx));
                     let (inner, dial) = next.take().expect("polled after its end");
-                    state.set(State::Dialing { answer: inner.oneshot(dial), permit: Some(permit) });
+                    // Either way the wait is in the journal before anyone hears how it ended.
+                    state.set(match permit {
+                        Ok(permit) => State::Dialing { answer: inner.oneshot(dial), permit: Some(permit) },
+                        Err(error) => State::Refused { error: Some(error.into()) },
+                    });
                 }
                 StateProj::Dialing { answer, permit } => {
                     let stream = ready!(answer.poll(cx)).map_err(Into::into)?;
@@ -267,6 +278,22 @@ mod tests {
         assert_eq!(error.downcast_ref(), Some(&Overloaded::TooLate));
         assert_eq!(handle.status(), Status { running: 1, waiting: 0 });
         assert_pending!(inner.poll_request());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_in_vain_is_in_the_journal_when_its_end_is_told() {
+        let (queue, mut inner, _) = queue(seats(1));
+        let _running = stream(&queue, &mut inner, "a").await;
+        let dials = [dial("b"), dial("c")];
+        let journals = dials.each_ref().map(|dial| dial.journal.clone());
+        let [mut late, mut gone] = dials.map(|dial| spawn(queue.clone().call(dial)));
+        assert_pending!(late.poll());
+        assert_pending!(gone.poll());
+        advance(Duration::from_secs(2)).await;
+        drop(gone);
+        advance(Duration::from_secs(4)).await;
+        assert_ready_err!(late.poll());
+        assert_eq!(journals.map(|journal| journal.queued().as_secs()), [6, 2]);
     }
 
     #[tokio::test(start_paused = true)]

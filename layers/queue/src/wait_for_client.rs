@@ -9,6 +9,8 @@ use anyproxy_core::{BoxError, Dial, Digest, DigestMap, Endpoints, FOR_EVER, Faul
 use tokio::time::{Instant, sleep, timeout_at};
 use tower::retry::Policy;
 
+use crate::queue::Waited;
+
 /// The least time between two tries of a dial, should somebody come and go again and again.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -115,15 +117,14 @@ impl<E: Endpoints, R> Policy<Dial, R, BoxError> for WaitForClient<E> {
         }
         let place = self.room.enter(dial.who())?;
         let served = self.endpoints.served(dial);
-        let journal = dial.journal.clone();
+        let waited = Waited::new(dial.journal.clone());
         Some(Waiting(Box::pin(async move {
             if again {
                 sleep(PAUSE).await;
             }
             // Too late or not, the dial is made once more: its answer is the true one.
             let _ = timeout_at(deadline, served).await;
-            drop(place);
-            journal.add_queued(now.elapsed());
+            drop((place, waited));
         })))
     }
 
@@ -307,6 +308,21 @@ mod tests {
         assert!(dialing.is_woken());
         assert_ready_ok!(dialing.poll());
         assert_eq!(journal.queued(), Duration::from_millis(2_900));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_its_user_left_is_in_the_journal() {
+        let group = absent();
+        let stack = ServiceBuilder::new()
+            .retry(WaitForClient::new(group.clone(), Duration::from_secs(3)))
+            .service(group.clone());
+        let dial = dial("a");
+        let journal = dial.journal.clone();
+        let mut dialing = spawn(stack.dial(dial));
+        assert_pending!(dialing.poll());
+        advance(Duration::from_secs(2)).await;
+        drop(dialing);
+        assert_eq!(journal.queued(), Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]

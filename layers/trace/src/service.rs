@@ -58,7 +58,7 @@ where
             target = %dial.target,
             traceparent = dial.extensions.get::<TraceParent>().map(TraceParent::as_str),
         );
-        let line = Some(AccessLine::new(&dial));
+        let line = Pending(Some(AccessLine::new(&dial)));
         let inner = span.in_scope(|| self.inner.call(dial));
         ResponseFuture { inner, span, line }
     }
@@ -72,14 +72,19 @@ pin_project! {
         #[pin]
         inner: F,
         span: Span,
-        line: Option<AccessLine>,
+        // Behind `inner`, which drops first: what a dial has learnt by its end, it writes down then.
+        line: Pending,
     }
+}
 
-    impl<F> PinnedDrop for ResponseFuture<F> {
-        fn drop(this: Pin<&mut Self>) {
-            if let Some(line) = this.project().line.take() {
-                line.cancelled();
-            }
+/// The line of a dial that is not decided yet.
+#[derive(Debug)]
+struct Pending(Option<AccessLine>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(line) = self.0.take() {
+            line.cancelled();
         }
     }
 }
@@ -97,7 +102,7 @@ where
             let _entered = this.span.enter();
             ready!(this.inner.poll(cx))
         };
-        let line = this.line.take().expect("a future is not polled after it was ready");
+        let line = this.line.0.take().expect("a future is not polled after it was ready");
         Poll::Ready(match answer {
             Ok(stream) => Ok(Metered::new(stream, line)),
             Err(error) => {
@@ -218,6 +223,28 @@ mod tests {
         assert!(dialling.await.is_err());
         assert!(lines.text().contains(r#""outcome":"cancelled""#), "{}", lines.text());
         assert_eq!(lines.text().lines().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_dial_learns_as_it_is_given_up_is_in_its_line() {
+        struct Waited(Dial);
+        impl Drop for Waited {
+            fn drop(&mut self) {
+                self.0.journal.add_queued(std::time::Duration::from_secs(5));
+            }
+        }
+        let lines = Lines::default();
+        let _listening = lines.listen();
+        let dials = TraceLayer::new().layer(tower::service_fn(|dial: Dial| {
+            let waited = Waited(dial);
+            async move {
+                std::future::pending::<()>().await;
+                drop(waited);
+                Err::<BufReader<DuplexStream>, _>(io::Error::other(Outcome::Denied))
+            }
+        }));
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, dials.dial(dial())).await.is_err());
+        assert!(lines.text().contains(r#""queue_ms":5000"#), "{}", lines.text());
     }
 
     #[tokio::test]
