@@ -1,7 +1,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The name of a stream, the same in the logs of both ends: the tunnel's session and the stream's number in it.
@@ -33,8 +33,10 @@ struct Entries {
     queued: AtomicU64,
     opened: AtomicU64,
     connected: AtomicU64,
-    /// What the final attempt knows; an attempt that failed leaves nothing.
+    /// What the attempt knows that became the stream.
     served: OnceLock<Served>,
+    /// What the last one knows that did not.
+    asked: Mutex<Option<(StreamRef, Arc<str>)>>,
     pulse: OnceLock<Arc<dyn Pulse>>,
 }
 
@@ -53,6 +55,7 @@ impl Journal {
             opened: AtomicU64::new(0),
             connected: AtomicU64::new(0),
             served: OnceLock::new(),
+            asked: Mutex::new(None),
             pulse: OnceLock::new(),
         }))
     }
@@ -103,6 +106,12 @@ impl Journal {
         let _ = self.0.served.set(Served { stream, client, address });
     }
 
+    /// Writes down who was asked, and for which stream, where nothing came of it. The last call counts, until the dial
+    /// is served.
+    pub fn set_asked(&self, stream: StreamRef, client: Arc<str>) {
+        *self.asked() = Some((stream, client));
+    }
+
     /// Leaves a view of what carries the stream, for whoever would use the stream again. Only the first call counts.
     pub fn set_pulse(&self, pulse: Arc<dyn Pulse>) {
         let _ = self.0.pulse.set(pulse);
@@ -114,22 +123,32 @@ impl Journal {
         self.0.pulse.get().is_none_or(|pulse| pulse.is_healthy())
     }
 
-    /// The stream, once there is one.
+    /// The stream, once there is one; until then, and where there is none, the last one asked for.
     #[must_use]
     pub fn stream(&self) -> Option<StreamRef> {
-        self.0.served.get().map(|served| served.stream)
+        match self.0.served.get() {
+            Some(served) => Some(served.stream),
+            None => self.asked().as_ref().map(|(stream, _)| *stream),
+        }
     }
 
-    /// The client that serves the dial, once there is one.
+    /// The client that serves the dial, once there is one; until then, and where there is none, the last one asked.
     #[must_use]
     pub fn client(&self) -> Option<Arc<str>> {
-        self.0.served.get().map(|served| served.client.clone())
+        match self.0.served.get() {
+            Some(served) => Some(served.client.clone()),
+            None => self.asked().as_ref().map(|(_, client)| client.clone()),
+        }
     }
 
     /// The address really dialled.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.0.served.get().and_then(|served| served.address)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Option<(StreamRef, Arc<str>)>> {
+        self.0.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,10 +5,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyproxy_core::{
-    Account, BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Load, Network, RulesVersion, TraceParent,
+    Account, BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Journal, Load, Network, RulesVersion,
+    TraceParent,
 };
 use anyproxy_tunnel::frame::{HostRef, MAX_GROUP, MAX_GROUPS, MAX_USER, Open, OpenOk};
-use anyproxy_tunnel::{OpenError, Stream, Tunnel};
+use anyproxy_tunnel::{OpenError, Opening, Stream, Tunnel};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -244,7 +245,9 @@ impl Service<Dial> for Client {
         Box::pin(async move {
             let ((link, carried), open) = begun?;
             let asked = Instant::now();
-            let answer = timeout(limit, link.tunnel.open(open)).await;
+            let mut asking =
+                Asking { opening: link.tunnel.open(open), journal: &dial.journal, client: &client };
+            let answer = timeout(limit, &mut asking.opening).await;
             let took = asked.elapsed();
             dial.journal.add_opening(took);
             // The client's own word: it cannot have taken longer than the whole.
@@ -257,6 +260,7 @@ impl Service<Dial> for Client {
                 Ok(answer) => answer.map_err(|error| NotServed::new(&client, error))?,
                 Err(_) => return Err(NotServed::unanswered(&client).into()),
             };
+            drop(asking);
             dial.journal.set_served(stream.stream_ref(), client, ok.address);
             dial.journal.set_pulse(link.tunnel.pulse());
             Ok(Guarded::new(stream, carried))
@@ -274,6 +278,21 @@ impl Endpoint for Client {
             streams: load.streams + link.streams.load(Ordering::Relaxed),
             unsent: load.unsent + link.tunnel.unsent(),
         })
+    }
+}
+
+/// An open on its way. However it ends but with a stream, a user who leaves included, the journal knows who was asked.
+struct Asking<'a> {
+    opening: Opening,
+    journal: &'a Journal,
+    client: &'a Arc<str>,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(stream) = self.opening.stream_ref() {
+            self.journal.set_asked(stream, self.client.clone());
+        }
     }
 }
 

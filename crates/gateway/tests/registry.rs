@@ -349,6 +349,41 @@ async fn a_client_that_does_not_answer_is_given_up_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_journal_knows_who_was_asked_last_whatever_came_of_it() {
+    enum End {
+        Refused,
+        Unanswered,
+        UserLeft,
+        TunnelLost,
+    }
+    let house = House::build(Config::default(), Clients::new(Duration::from_secs(5)), None, 1);
+    let mut peer = house.client("room-1", 1).await;
+    let dial = dial("blue");
+    let journal = dial.journal.clone();
+    let client = house.serving("blue").remove(0);
+    for end in [End::Refused, End::Unanswered, End::UserLeft, End::TunnelLost] {
+        let dialing = tokio::spawn(client.clone().dial(dial.clone()));
+        let request = next_open(&mut peer).await;
+        let reference = request.stream_ref();
+        match end {
+            End::Refused => request.refuse(OpenErr::new(OpenErrClass::Refused, "")),
+            End::Unanswered => {}
+            End::UserLeft => dialing.abort(),
+            End::TunnelLost => peer.tunnel.close(),
+        }
+        assert!(!dialing.await.is_ok_and(|answer| answer.is_ok()));
+        assert_eq!(journal.stream(), Some(reference));
+        assert_eq!(journal.client().as_deref(), Some("room-1"));
+    }
+    // Nobody heard of this one.
+    let dial = self::dial("blue");
+    let journal = dial.journal.clone();
+    assert!(client.dial(dial).await.is_err());
+    assert_eq!(journal.stream(), None);
+    assert!(journal.client().is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn r6_a_drain_lets_streams_finish_and_refuses_new_dials() {
     let house = House::new(Config::default());
     let _echo = house.client("room-1", 1).await.echo();

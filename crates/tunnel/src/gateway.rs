@@ -1,10 +1,12 @@
 use std::collections::HashMap;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyproxy_core::Pulse;
+use anyproxy_core::{Pulse, StreamRef};
 use anyproxy_mux::frame::{
     ClientHello, FieldTooLong, GatewayHello, GoAwayCode, Network, Open, OpenOk, StreamFrame, StreamId,
     ToClient, ToGateway,
@@ -121,10 +123,7 @@ impl Tunnel {
     /// # Cancel safety
     ///
     /// Dropping the future takes the open back: the client sees a reset, and cancels its dial.
-    pub fn open(
-        &self,
-        open: Open,
-    ) -> impl Future<Output = Result<(Stream, OpenOk), OpenError>> + Send + 'static + use<> {
+    pub fn open(&self, open: Open) -> Opening {
         let datagrams = matches!(open.network, Network::Udp { .. });
         let cell = Cell::new(datagrams, &self.shared().memory);
         let (answer, answered) = oneshot::channel();
@@ -136,12 +135,7 @@ impl Tunnel {
         }
         // Dropped with the future it resets the stream, as it would later.
         let stream = Stream::new(cell, self.shared().clone(), datagrams);
-        async move {
-            match answered.await {
-                Ok(answer) => answer.map(|ok| (stream, ok)),
-                Err(_) => Err(OpenError::Lost),
-            }
-        }
+        Opening { stream: Some(stream), answered }
     }
 
     /// The number the gateway gave the tunnel in its hello.
@@ -223,6 +217,41 @@ impl Tunnel {
 
     fn shared(&self) -> &Arc<Shared> {
         &self.0.desk.shared
+    }
+}
+
+// === Opening ===
+
+/// A stream asked for; see [`Tunnel::open`].
+#[derive(Debug)]
+pub struct Opening {
+    /// Until it is handed out, or is known not to have been asked for.
+    stream: Option<Stream>,
+    answered: oneshot::Receiver<Result<OpenOk, OpenError>>,
+}
+
+impl Opening {
+    /// The name the stream has in the logs of both ends, once it has one: while it is waited for, and after an answer
+    /// that is no stream.
+    pub fn stream_ref(&self) -> Option<StreamRef> {
+        self.stream.as_ref().map(Stream::stream_ref).filter(|stream| stream.number > 0)
+    }
+}
+
+impl Future for Opening {
+    type Output = Result<(Stream, OpenOk), OpenError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(Pin::new(&mut self.answered).poll(cx)).unwrap_or(Err(OpenError::Lost));
+        Poll::Ready(match answer {
+            Ok(ok) => Ok((self.stream.take().expect("polled after its end"), ok)),
+            Err(error) => {
+                if matches!(error, OpenError::NotSent(_)) {
+                    self.stream = None;
+                }
+                Err(error)
+            }
+        })
     }
 }
 

@@ -85,7 +85,7 @@ pub use client::{ClientTunnel, KEPT_RULES, OpenRequest, Request, Requests, conne
 pub use config::Config;
 pub use driver::Driver;
 pub use error::{CloseReason, OpenError, StreamReset, TunnelError, UpgradeError};
-pub use gateway::{Accepting, Tunnel, accept};
+pub use gateway::{Accepting, Opening, Tunnel, accept};
 #[doc(hidden)]
 pub use rfc6455::fuzz;
 pub use socket::tune;
