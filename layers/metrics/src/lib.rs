@@ -79,7 +79,8 @@ impl MetricsLayer {
     }
 
     /// Tells users apart as well, by name: the first `most` that dial get series of their own, all others share those
-    /// of the user `other`. 0, the default, tells nobody apart.
+    /// of the user `other`, and those without a name the series of `-`, beside the number. 0, the default, tells nobody
+    /// apart.
     ///
     /// Each user costs six series, here and in whatever collects them, until the process ends.
     #[must_use]

@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use anyproxy_core::Identity;
 use metrics::{Counter, Gauge, counter, gauge};
@@ -8,7 +8,7 @@ use crate::figures::Verdict;
 
 /// The label of users beyond those that have one of their own; also of a user who is called so.
 const OTHER: &str = "other";
-/// The label of users who were not asked for a name.
+/// The label of users who were not asked for a name; also of one who is called so.
 const NOBODY: &str = "-";
 
 /// Figures by user, for the first so many users seen: six series each. A name once known stays for good, since a
@@ -17,7 +17,9 @@ const NOBODY: &str = "-";
 pub(crate) struct Users {
     most: usize,
     known: RwLock<HashMap<Box<str>, Arc<UserFigures>>>,
-    other: Arc<UserFigures>,
+    /// Those two are beside the number.
+    nobody: OnceLock<Arc<UserFigures>>,
+    other: OnceLock<Arc<UserFigures>>,
 }
 
 /// The handles of one user.
@@ -33,26 +35,38 @@ pub(crate) struct UserFigures {
 
 impl Users {
     pub(crate) fn new(most: usize) -> Self {
-        Self { most, known: RwLock::default(), other: Arc::new(UserFigures::new(OTHER)) }
+        Self { most, known: RwLock::default(), nobody: OnceLock::new(), other: OnceLock::new() }
     }
 
     pub(crate) fn of(&self, identity: &Identity) -> Arc<UserFigures> {
-        let user = identity.user().unwrap_or(NOBODY);
+        match identity.user().unwrap_or(NOBODY) {
+            NOBODY => take(&self.nobody, NOBODY),
+            OTHER => take(&self.other, OTHER),
+            user => self.known(user).unwrap_or_else(|| take(&self.other, OTHER)),
+        }
+    }
+
+    /// Those of a user by name; `None` beyond the number.
+    fn known(&self, user: &str) -> Option<Arc<UserFigures>> {
         {
             let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(figures) = known.get(user) {
-                return figures.clone();
+                return Some(figures.clone());
             }
             if known.len() >= self.most {
-                return self.other.clone();
+                return None;
             }
         }
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if user == OTHER || known.len() >= self.most && !known.contains_key(user) {
-            return self.other.clone();
+        if known.len() >= self.most && !known.contains_key(user) {
+            return None;
         }
-        known.entry(user.into()).or_insert_with(|| Arc::new(UserFigures::new(user))).clone()
+        Some(known.entry(user.into()).or_insert_with(|| Arc::new(UserFigures::new(user))).clone())
     }
+}
+
+fn take(figures: &OnceLock<Arc<UserFigures>>, user: &str) -> Arc<UserFigures> {
+    figures.get_or_init(|| Arc::new(UserFigures::new(user))).clone()
 }
 
 impl UserFigures {

@@ -124,6 +124,22 @@ async fn o3_users_are_told_apart_up_to_a_number_and_only_if_asked_for() {
 }
 
 #[tokio::test]
+async fn users_without_a_name_are_told_apart_beside_the_number() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let layer = MetricsLayer::new().with_user_labels(1);
+    let dials = layer.layer(service_fn(|_: Dial| async { Ok::<_, io::Error>(join(empty(), sink())) }));
+    let named = |user| Dial { identity: Account::new(user, ["blue"]).into(), ..dial() };
+    for dial in [dial(), named("alice"), named("bob"), dial()] {
+        dials.dial(dial).await.unwrap();
+    }
+    for (user, dials) in [("-", 2), ("alice", 1), ("other", 1)] {
+        let line = format!(r#"anyproxy_user_dials_total{{user="{user}",verdict="ok"}} {dials}"#);
+        assert_line(&recorder.handle(), &line);
+    }
+}
+
+#[tokio::test]
 async fn refusals_are_counted_by_the_layer_that_their_error_names() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let _recording = metrics::set_default_local_recorder(&recorder);
