@@ -1,6 +1,6 @@
 //! The handles, one set for each front, taken once.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use anyproxy_core::{Ending, Front, Network, Outcome};
 use metrics::{
@@ -53,11 +53,12 @@ pub fn describe() {
 }
 
 /// All handles.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Figures {
     /// A handful of fronts at most: a program's fronts are part of the program.
     fronts: RwLock<Vec<Arc<FrontFigures>>>,
-    phases: Arc<Phases>,
+    /// Taken with the first front's.
+    phases: OnceLock<Arc<Phases>>,
     refusals: Arc<Refusals>,
 }
 
@@ -71,21 +72,6 @@ pub(crate) struct Phases {
 }
 
 impl Figures {
-    pub(crate) fn new() -> Self {
-        let phase = |phase: &'static str| histogram!("anyproxy_dial_seconds", "phase" => phase);
-        Self {
-            fronts: RwLock::default(),
-            phases: Arc::new(Phases {
-                queue: phase("queue"),
-                open: phase("open"),
-                connect: phase("connect"),
-                total: phase("total"),
-                first_byte: phase("first_byte"),
-            }),
-            refusals: Arc::default(),
-        }
-    }
-
     pub(crate) fn of(&self, front: Front) -> Arc<FrontFigures> {
         let known =
             |fronts: &[Arc<FrontFigures>]| fronts.iter().find(|figures| figures.front == front).cloned();
@@ -96,9 +82,23 @@ impl Figures {
         if let Some(figures) = known(&fronts) {
             return figures;
         }
-        let figures = Arc::new(FrontFigures::new(front, self.phases.clone(), self.refusals.clone()));
+        let phases = self.phases.get_or_init(Arc::default).clone();
+        let figures = Arc::new(FrontFigures::new(front, phases, self.refusals.clone()));
         fronts.push(figures.clone());
         figures
+    }
+}
+
+impl Default for Phases {
+    fn default() -> Self {
+        let phase = |phase: &'static str| histogram!("anyproxy_dial_seconds", "phase" => phase);
+        Self {
+            queue: phase("queue"),
+            open: phase("open"),
+            connect: phase("connect"),
+            total: phase("total"),
+            first_byte: phase("first_byte"),
+        }
     }
 }
 

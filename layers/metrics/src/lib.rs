@@ -65,17 +65,19 @@ pub use logins::LoginFuture;
 use users::Users;
 
 /// Counts dials, or logins, whichever the service it wraps answers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct MetricsLayer {
     figures: Arc<Figures>,
     users: Option<Arc<Users>>,
 }
 
 impl MetricsLayer {
-    /// Takes its handles from the recorder installed at this time; with none installed, nothing is counted.
+    /// Takes no handle yet: each is taken from the recorder of the moment that needs it first, and kept. For a front's,
+    /// and with the first front's for the phases, that is [`seen`](Self::seen), or its first dial or login; for those
+    /// of a refusal or a user it is the first one. What is taken while there is no recorder counts nothing.
     #[must_use]
     pub fn new() -> Self {
-        Self { figures: Arc::new(Figures::new()), users: None }
+        Self::default()
     }
 
     /// Tells users apart as well, by name: the first `most` that dial get series of their own, all others share those
@@ -88,16 +90,10 @@ impl MetricsLayer {
         Self { users: (most > 0).then(|| Arc::new(Users::new(most))), ..self }
     }
 
-    /// Takes the handles of `front` now, so that its series stand at zero before its first user, and the first
-    /// dial looks nothing up.
+    /// Takes the handles of `front` now, and those of the phases, so that its series stand at zero before its first
+    /// user, and the first dial looks nothing up.
     pub fn seen(&self, front: Front) {
         self.figures.of(front);
-    }
-}
-
-impl Default for MetricsLayer {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

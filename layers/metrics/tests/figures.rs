@@ -124,6 +124,17 @@ async fn o3_users_are_told_apart_up_to_a_number_and_only_if_asked_for() {
 }
 
 #[tokio::test]
+async fn all_that_a_dial_counts_goes_to_the_recorder_of_the_moment_its_front_is_seen() {
+    let layer = MetricsLayer::new();
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || layer.seen(Front::HTTP));
+    let dials = layer.layer(service_fn(|_: Dial| async { Ok::<_, io::Error>(join(empty(), sink())) }));
+    dials.dial(dial()).await.unwrap();
+    assert_line(&recorder.handle(), r#"anyproxy_dials_total{front="http",network="tcp",outcome="ok"} 1"#);
+    assert_line(&recorder.handle(), r#"anyproxy_dial_seconds_count{phase="total"} 1"#);
+}
+
+#[tokio::test]
 async fn users_without_a_name_are_told_apart_beside_the_number() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let _recording = metrics::set_default_local_recorder(&recorder);
