@@ -133,6 +133,8 @@ async fn check_refuses_what_could_not_work() -> Result {
         ("ping_timeout: 0s", "ping_timeout is 0"),
         ("connect_timeout: 0s", "gateway: connect_timeout is 0"),
         ("handshake_timeout: 0s", "gateway: handshake_timeout is 0"),
+        ("limits: { bandwidth: { down: 0 } }", "gateway.limits.bandwidth of 0: nothing could travel"),
+        ("limits: { bandwidth: { key: user } }", "gateway.limits.bandwidth has neither up nor down"),
         ("auth_password_file: secret.txt", "gateway: give either auth_password or auth_password_file"),
     ] {
         let dir = folder(&format!("{GATEWAY}  {key}\n")).await?;

@@ -268,7 +268,7 @@ sections! {
         burst: u32,
     }
 
-    /// `gateway.limits.bandwidth`.
+    /// `gateway.limits.bandwidth`. Requires `up`, `down`, or both.
     Bandwidth {
         /// What is counted by. Default: user.
         key: Key,

@@ -186,7 +186,7 @@ impl Limits {
                 .bandwidth
                 .map(|limit| {
                     bandwidth(&limit)
-                        .ok_or_else(|| source.wrong("gateway.limits.bandwidth of 0: nothing could travel"))
+                        .map_err(|error| source.wrong(format!("gateway.limits.bandwidth {error}")))
                 })
                 .transpose()?,
             balance: self::balance(&balance)
@@ -258,10 +258,15 @@ fn quota(rate: &config::Rate) -> Result<Quota, ZeroQuota> {
     Quota::new(key(rate.key), per_second, rate.burst.unwrap_or(per_second))
 }
 
-fn bandwidth(limit: &config::Bandwidth) -> Option<Bandwidth> {
-    let rate =
-        |rate: Option<config::Bytes>| rate.map_or(Some(None), |rate| NonZeroU64::new(rate.0).map(Some));
-    Some(Bandwidth { key: key(limit.key), up: rate(limit.up)?, down: rate(limit.down)? })
+fn bandwidth(limit: &config::Bandwidth) -> Result<Bandwidth, &'static str> {
+    let rate = |rate: Option<config::Bytes>| {
+        rate.map(|rate| NonZeroU64::new(rate.0).ok_or("of 0: nothing could travel")).transpose()
+    };
+    let (up, down) = (rate(limit.up)?, rate(limit.down)?);
+    if up.or(down).is_none() {
+        return Err("has neither up nor down: nothing would be limited");
+    }
+    Ok(Bandwidth { key: key(limit.key), up, down })
 }
 
 fn balance(section: &config::Balance) -> Option<Settings> {
