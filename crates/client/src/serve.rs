@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyproxy_acl::{Limits, Policy};
 use anyproxy_core::FOR_EVER;
 use anyproxy_tunnel::frame::{GoAway, GoAwayCode, OpenErr, OpenErrClass};
-use anyproxy_tunnel::{CloseReason, KEPT_RULES, OpenRequest, Request};
+use anyproxy_tunnel::{ClientTunnel, CloseReason, KEPT_RULES, OpenRequest, Request};
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{AccessLine, Escaped};
@@ -18,6 +19,9 @@ use crate::link::Link;
 use crate::open;
 use crate::relay::Patience;
 use crate::udp::Associations;
+
+/// How often it is told at most that opens were refused before they came here: as many as the gateway likes.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// What the streams of one tunnel share.
 pub(crate) struct Context {
@@ -66,6 +70,7 @@ pub(crate) async fn serve(
         left.take().is_some_and(|left| left.send(how).is_ok())
     };
     let (mut draining, mut deadline) = (false, None);
+    let (mut refused, mut tell) = (0, interval(TELL_EVERY));
     loop {
         tokio::select! {
             request = requests.next() => match request {
@@ -86,6 +91,7 @@ pub(crate) async fn serve(
             () = stop.cancelled(), if deadline.is_none() => {
                 deadline = Some(Instant::now() + client.config.drain_timeout.min(FOR_EVER));
             }
+            _ = tell.tick() => tell_refused(&tunnel, &session, &mut refused),
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 tracing::warn!(%session, streams = tunnel.streams(), "streams are cut: draining took too long");
                 tunnel.close();
@@ -94,8 +100,18 @@ pub(crate) async fn serve(
         }
     }
     let reason = tunnel.closed().await;
+    tell_refused(&tunnel, &session, &mut refused);
     tracing::info!(%session, reason = reason.as_str(), detail = ?reason, "a tunnel ended");
     has_left(Left::Ended(reason));
+}
+
+/// Tells how many opens were refused since `told`, if any.
+fn tell_refused(tunnel: &ClientTunnel, session: &str, told: &mut u64) {
+    let all = tunnel.refused_opens();
+    if all > *told {
+        let opens = all - std::mem::replace(told, all);
+        tracing::warn!(%session, opens, "opens are refused: no memory for more streams, or as many as there may be");
+    }
 }
 
 /// The gateway's own rules, which hold here for what only this client sees: the addresses behind names.

@@ -235,6 +235,28 @@ async fn s10_an_open_taken_back_ends_its_dial() {
     world.is_left_clean().await;
 }
 
+#[tokio::test]
+async fn opens_refused_for_want_of_room_are_told_together() {
+    keep_log();
+    let mut tunnel = anyproxy_tunnel::Config::default();
+    tunnel.mux.max_unanswered = 1;
+    let world = World::on(tunnel, |_| {}).await;
+    let _waiting = tokio::spawn(world.tunnel.open(name("stalled.test", 80)));
+    while world.shared.tasks.len() <= World::IDLE_TASKS {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..3 {
+        assert_eq!(world.refused(name("stalled.test", 80)).await, OpenErrClass::Overloaded);
+    }
+    assert!(!logged().contains("opens are refused"), "{}", logged());
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(10)).await;
+    while !logged().contains("opens are refused") {
+        tokio::task::yield_now().await;
+    }
+    assert!(logged().contains("opens=3"), "{}", logged());
+}
+
 // === Rules ===
 
 #[tokio::test]
@@ -618,6 +640,10 @@ impl World {
     const IDLE_TASKS: usize = 2;
 
     async fn new(change: impl FnOnce(&mut Config)) -> Self {
+        Self::on(anyproxy_tunnel::Config::default(), change).await
+    }
+
+    async fn on(tunnel: anyproxy_tunnel::Config, change: impl FnOnce(&mut Config)) -> Self {
         let key = rcgen::generate_simple_self_signed(vec!["gateway.test".to_owned()]).unwrap();
         let mut config = Config::new(
             vec![Target::parse("gateway.test:8443").unwrap()],
@@ -631,7 +657,7 @@ impl World {
 
         let (near, far) = duplex(64 * 1024);
         let cut = CancellationToken::new();
-        let client = connect(WebSocket::client(far), ClientHello::new("printer-room", 1), Default::default());
+        let client = connect(WebSocket::client(far), ClientHello::new("printer-room", 1), tunnel);
         let gateway = async {
             let accepting = accept(WebSocket::server(near), Default::default()).await.unwrap();
             let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();

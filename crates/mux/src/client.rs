@@ -67,14 +67,12 @@ impl Mux<Client> {
             return Ok(());
         }
         if self.memory().is_short() {
-            let err = OpenErr::new(OpenErrClass::Overloaded, "the client has no memory for more streams");
-            self.control.push(ToGateway::OpenErr(id, Box::new(err)));
+            self.turn_down(id, "the client has no memory for more streams");
             return Ok(());
         }
         let (streams, unanswered) = (self.config.max_streams as usize, self.config.max_unanswered);
         if self.streams.len() >= streams || self.unanswered >= unanswered {
-            let err = OpenErr::new(OpenErrClass::Overloaded, "the client has as many streams as it may");
-            self.control.push(ToGateway::OpenErr(id, Box::new(err)));
+            self.turn_down(id, "the client has as many streams as it may");
             return Ok(());
         }
         let mut stream = Stream::new(matches!(open.network, Network::Udp { .. }));
@@ -83,6 +81,13 @@ impl Mux<Client> {
         self.unanswered += 1;
         self.events.push_back(Event::Opened { id, open });
         Ok(())
+    }
+
+    /// Refuses an open before anything is kept of it.
+    fn turn_down(&mut self, id: StreamId, text: &str) {
+        self.refused_opens += 1;
+        let err = OpenErr::new(OpenErrClass::Overloaded, text);
+        self.control.push(ToGateway::OpenErr(id, Box::new(err)));
     }
 
     fn handle_rules(&mut self, now: Instant, rules: Rules) -> Result<(), PeerError> {

@@ -71,6 +71,7 @@ pub struct Mux<S: Side> {
     unsent: u64,
     unsent_datagrams: u64,
     dropped_datagrams: u64,
+    pub(crate) refused_opens: u64,
     held: u64,
     /// What was held still when streams that hold much were last looked for; 0 since it was within the limit.
     unrelieved: u64,
@@ -154,6 +155,7 @@ impl<S: Side> Mux<S> {
             unsent: 0,
             unsent_datagrams: 0,
             dropped_datagrams: 0,
+            refused_opens: 0,
             held: 0,
             unrelieved: 0,
             grown: 0,
@@ -427,6 +429,11 @@ impl<S: Side> Mux<S> {
     /// Datagrams that [`send_datagram`](Self::send_datagram) dropped.
     pub fn dropped_datagrams(&self) -> u64 {
         self.dropped_datagrams
+    }
+
+    /// Opens of the peer that were refused for want of memory, or for a limit on streams. Nobody else hears of them.
+    pub fn refused_opens(&self) -> u64 {
+        self.refused_opens
     }
 
     /// Whether both hellos are known, so that streams can be opened.

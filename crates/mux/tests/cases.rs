@@ -509,6 +509,7 @@ fn f9_no_stream_is_opened_at_either_end_while_the_process_is_short_of_memory() {
     client.hear_open(1).unwrap();
     assert!(matches!(&client.transmit()[..], [answer] if is_overloaded(answer)));
     assert_eq!(client.events(), []);
+    assert_eq!(client.mux.refused_opens(), 1);
     assert_eq!(gateway.mux.open(open()), Err(OpenError::MemoryShort));
     others.set(0);
     client.accept_open(2);

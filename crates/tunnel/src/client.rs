@@ -118,6 +118,11 @@ impl ClientTunnel {
     pub fn dropped_datagrams(&self) -> u64 {
         self.0.shared.gauges.dropped_datagrams.load(Ordering::Relaxed)
     }
+
+    /// Opens refused for want of memory, or for a limit on streams. They are no [`Request`]s.
+    pub fn refused_opens(&self) -> u64 {
+        self.0.shared.gauges.refused_opens.load(Ordering::Relaxed)
+    }
 }
 
 // === Requests ===

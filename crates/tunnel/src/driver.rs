@@ -213,6 +213,7 @@ impl<E: End> Core<E> {
         gauges.unsent.store(usize::try_from(mux.unsent()).unwrap_or(usize::MAX), Ordering::Relaxed);
         gauges.held.store(usize::try_from(mux.held()).unwrap_or(usize::MAX), Ordering::Relaxed);
         gauges.going_away.fetch_or(mux.is_going_away(), Ordering::Relaxed);
+        gauges.refused_opens.store(mux.refused_opens(), Ordering::Relaxed);
         let dropped = mux.dropped_datagrams();
         gauges.dropped_datagrams.fetch_add(dropped - self.dropped_datagrams, Ordering::Relaxed);
         self.dropped_datagrams = dropped;

@@ -47,6 +47,7 @@ pub(crate) struct Gauges {
     pub(crate) rtt: AtomicU64,
     pub(crate) going_away: AtomicBool,
     pub(crate) dropped_datagrams: AtomicU64,
+    pub(crate) refused_opens: AtomicU64,
     started: Instant,
     /// Since when a carrier that has no room took nothing and brought nothing, in milliseconds after `started`, plus one; 0
     /// while it has room.
@@ -125,6 +126,7 @@ impl Gauges {
             rtt: AtomicU64::new(0),
             going_away: AtomicBool::new(false),
             dropped_datagrams: AtomicU64::new(0),
+            refused_opens: AtomicU64::new(0),
             started,
             blocked: AtomicU64::new(0),
         }
