@@ -268,7 +268,9 @@ impl Cell {
     }
 
     /// A received datagram: whether there was room for it, and the waker of a reader that waits.
-    pub(crate) fn receive_datagram(&self, datagram: Bytes) -> (bool, Option<Waker>) {
+    pub(crate) fn receive_datagram(&self, datagram: &[u8]) -> (bool, Option<Waker>) {
+        // A copy: only its own bytes are counted, and a slice would keep the whole message that it came in.
+        let datagram = Bytes::copy_from_slice(datagram);
         let mut state = self.lock();
         let kept = state.dropped.is_none() && state.flow().is_some_and(|(inbox, _)| inbox.push(datagram));
         (kept, if kept { state.reader.take() } else { None })

@@ -164,7 +164,7 @@ impl<E: End> Core<E> {
                 }
                 Event::Datagram { id, data } => {
                     let Some(cell) = self.cells.get(&id) else { continue };
-                    let (kept, waker) = cell.receive_datagram(data);
+                    let (kept, waker) = cell.receive_datagram(&data);
                     self.wakers.extend(waker);
                     if !kept {
                         self.shared.gauges.dropped_datagrams.fetch_add(1, Ordering::Relaxed);

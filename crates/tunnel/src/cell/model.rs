@@ -243,3 +243,14 @@ fn m19_every_command_on_the_desk_is_found() {
         }
     });
 }
+
+#[test]
+fn i9_a_datagram_that_waits_to_be_read_does_not_keep_the_message_it_came_in() {
+    let receive = || {
+        let message = Bytes::from(vec![7; 128 * 1024]);
+        let cell = Cell::new(true, &Memory::default());
+        let (kept, _) = cell.receive_datagram(&message.slice(..1));
+        assert!(kept && message.is_unique());
+    };
+    shuttle::check_random(receive, 1);
+}
