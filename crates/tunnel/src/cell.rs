@@ -15,10 +15,11 @@ use crate::StreamReset;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
-/// Datagrams that wait on one stream, each way. The newest is dropped when they are more.
+/// Datagrams that wait on one stream, each way, those with the multiplexer included. One more is not taken from the
+/// writer, or dropped on its way to the reader.
 const MAX_DATAGRAMS: usize = 256;
 
-/// Bytes of datagrams that wait on one stream, each way; none where memory is short.
+/// Bytes of datagrams that wait on one stream, each way and beside the multiplexer; none where memory is short.
 const MAX_DATAGRAM_BYTES: u64 = 1024 * 1024;
 
 /// Bytes of datagrams that a reader is handed at once.
@@ -45,7 +46,8 @@ const REPORT_WHEN_EMPTY: u32 = MIN_WINDOW / 4;
 pub(crate) struct Cell {
     /// The stream's number; 0 until the multiplexer gave it one.
     id: AtomicU32,
-    /// Bytes taken from the writer that have not left. Beside the lock, so that a writer sees its room without it.
+    /// Bytes, or datagrams, taken from the writer that have not left. Beside the lock, so that a writer sees its room
+    /// without it.
     unsent: AtomicU32,
     state: Mutex<State>,
 }
@@ -101,13 +103,17 @@ impl Queue {
         Self { datagrams: VecDeque::new(), share: memory.aside() }
     }
 
+    /// Whether there is room for one more of `bytes`.
+    fn fits(&self, bytes: usize) -> bool {
+        self.datagrams.len() < MAX_DATAGRAMS
+            && self.share.held() + bytes as u64 <= MAX_DATAGRAM_BYTES
+            && !self.share.memory().is_short()
+    }
+
     fn push(&mut self, datagram: Bytes) -> bool {
-        let bytes = self.share.held() + datagram.len() as u64;
-        let fits = self.datagrams.len() < MAX_DATAGRAMS
-            && bytes <= MAX_DATAGRAM_BYTES
-            && !self.share.memory().is_short();
+        let fits = self.fits(datagram.len());
         if fits {
-            self.share.set(bytes);
+            self.share.set(self.share.held() + datagram.len() as u64);
             self.datagrams.push_back(datagram);
         }
         fits
@@ -197,6 +203,29 @@ impl Cell {
         }
     }
 
+    /// Waits until there is room for a datagram of `bytes`. What the multiplexer has of them takes room too: it would
+    /// drop them, and the writer would not hear of it. Where memory is short, nobody says when it is not any more.
+    pub(crate) fn poll_datagram_room(&self, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<()>> {
+        let mut state = self.lock();
+        state.check_writable()?;
+        let has_room = (self.unsent() as usize) < MAX_DATAGRAMS;
+        if has_room && state.flow().is_some_and(|(_, outbox)| outbox.fits(bytes)) {
+            return Poll::Ready(Ok(()));
+        }
+        store(&mut state.writer, cx);
+        Poll::Pending
+    }
+
+    /// Hands a whole datagram to the driver: whether there was room for it, and whether the driver must be rung.
+    pub(crate) fn push_datagram(&self, datagram: Bytes) -> io::Result<(bool, bool)> {
+        let mut state = self.lock();
+        state.check_writable()?;
+        let kept = (self.unsent() as usize) < MAX_DATAGRAMS
+            && state.flow().is_some_and(|(_, outbox)| outbox.push(datagram));
+        self.unsent.fetch_add(u32::from(kept), Ordering::AcqRel);
+        Ok((kept, kept && state.ring()))
+    }
+
     /// Waits until all that was written has left.
     pub(crate) fn poll_sent(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.lock();
@@ -276,13 +305,13 @@ impl Cell {
         (kept, if kept { state.reader.take() } else { None })
     }
 
-    /// So many written bytes have left. The waker of a writer that waits, if it should go on.
+    /// So many written bytes have left, or one datagram of as many. The waker of a writer that waits, if it should go on.
     pub(crate) fn sent(&self, bytes: u32, low_water: u32) -> Option<Waker> {
         let mut state = self.lock();
-        if state.flow().is_some() {
-            // Nobody waits for datagrams to leave, so they are not counted.
-            return None;
-        }
+        let (bytes, low_water) = match state.flow() {
+            Some(_) => (1, MAX_DATAGRAMS as u32 / 2),
+            None => (bytes, low_water),
+        };
         let after = self.unsent.fetch_sub(bytes, Ordering::AcqRel).saturating_sub(bytes);
         let go_on = after <= if state.fin_asked { 0 } else { low_water };
         if go_on { state.writer.take() } else { None }
@@ -411,13 +440,6 @@ impl State {
     pub(crate) fn report(&mut self, owed: u32) -> bool {
         self.consumed = self.consumed.saturating_add(owed);
         self.consumed >= REPORT && self.ring()
-    }
-
-    /// Hands a whole datagram to the driver: whether there was room for it, and whether the driver must be rung.
-    pub(crate) fn push_datagram(&mut self, datagram: Bytes) -> io::Result<(bool, bool)> {
-        self.check_writable()?;
-        let kept = self.flow().is_some_and(|(_, outbox)| outbox.push(datagram));
-        Ok((kept, kept && self.ring()))
     }
 
     /// Whether the peer had said its last byte.

@@ -114,7 +114,8 @@ impl ClientTunnel {
         self.0.shared.gauges.is_stalled(now())
     }
 
-    /// Datagrams dropped in either direction, because they found no room.
+    /// Datagrams dropped in either direction, because they found no room. Those that a stream did not take are its
+    /// writer's to count.
     pub fn dropped_datagrams(&self) -> u64 {
         self.0.shared.gauges.dropped_datagrams.load(Ordering::Relaxed)
     }

@@ -143,7 +143,10 @@ impl<E: End> Core<E> {
             mux.send(id, rung.outbox);
         }
         for datagram in rung.datagrams {
-            mux.send_datagram(id, datagram);
+            let bytes = datagram.len() as u32;
+            if !mux.send_datagram(id, datagram) {
+                self.wakers.extend(cell.sent(bytes, self.low_water));
+            }
         }
         if rung.fin {
             mux.finish(id);

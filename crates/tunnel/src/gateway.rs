@@ -184,7 +184,8 @@ impl Tunnel {
         self.shared().clone()
     }
 
-    /// Datagrams dropped in either direction, because they found no room.
+    /// Datagrams dropped in either direction, because they found no room. Those that a stream did not take are its
+    /// writer's to count.
     pub fn dropped_datagrams(&self) -> u64 {
         self.shared().gauges.dropped_datagrams.load(Ordering::Relaxed)
     }

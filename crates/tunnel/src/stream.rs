@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use anyproxy_core::{StreamRef, share};
+use anyproxy_core::{MAX_DATAGRAM, StreamRef, share};
 use anyproxy_mux::Chunks;
 use anyproxy_mux::frame::{ResetCode, StreamId};
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -29,7 +29,8 @@ const REPORT: u32 = 64 * 1024;
 /// all that came, or is not going to see a clean end; where memory is short, as soon as it is lost.
 ///
 /// A stream opened for udp carries datagrams, each behind its length as a big-endian `u16`
-/// ([`Datagrams`](anyproxy_core::Datagrams)); its writes never wait, and drop what there is no room for.
+/// ([`Datagrams`](anyproxy_core::Datagrams), which drops one for which a write would have to wait). A write takes all or
+/// nothing; of several datagrams in one, those that find no room are dropped.
 pub struct Stream {
     cell: Arc<Cell>,
     shared: Arc<Shared>,
@@ -72,7 +73,7 @@ impl Stream {
     /// As a write.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
         if self.partial.is_some() {
-            self.write_datagrams(&[IoSlice::new(data)])?;
+            ready!(self.poll_write_datagrams(cx, &[IoSlice::new(data)]))?;
             data.clear();
         } else if !data.is_empty() {
             let room = ready!(self.cell.poll_room(cx, self.shared.send_buffer()))?;
@@ -169,17 +170,23 @@ impl Stream {
         }
     }
 
-    /// Passes on every datagram that is whole with these bytes, and keeps the rest. Takes everything.
-    fn write_datagrams(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        let total = bufs.iter().map(|buf| buf.len()).sum();
-        let Some(partial) = &mut self.partial else { return Ok(0) };
+    /// Passes on every datagram that is whole with these bytes, and keeps the rest. Takes everything, or nothing while
+    /// there is no room for one.
+    fn poll_write_datagrams(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        let Some(partial) = &mut self.partial else { return Poll::Ready(Ok(0)) };
+        ready!(self.cell.poll_datagram_room(cx, (partial.len() + total).min(MAX_DATAGRAM)))?;
         // The usual case: a whole one, as `Datagrams` writes it.
         if partial.is_empty()
             && let [length, payload] = bufs
             && u16::try_from(payload.len()).is_ok_and(|expected| length[..] == expected.to_be_bytes())
         {
             self.push_datagram(Bytes::copy_from_slice(payload))?;
-            return Ok(total);
+            return Poll::Ready(Ok(total));
         }
         let mut bytes = mem::take(&mut **partial);
         bytes.reserve(total);
@@ -189,11 +196,11 @@ impl Stream {
         }
         // A copy, so that the datagrams passed on do not share their memory with what waits here.
         self.partial = Some(Box::new(BytesMut::from(&bytes[..])));
-        Ok(total)
+        Poll::Ready(Ok(total))
     }
 
     fn push_datagram(&self, datagram: Bytes) -> io::Result<()> {
-        let (kept, ring) = self.cell.lock().push_datagram(datagram)?;
+        let (kept, ring) = self.cell.push_datagram(datagram)?;
         if !kept {
             self.shared.gauges.dropped_datagrams.fetch_add(1, Ordering::Relaxed);
         }
@@ -256,7 +263,7 @@ impl AsyncWrite for Stream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if self.partial.is_some() {
-            return Poll::Ready(self.write_datagrams(bufs));
+            return self.poll_write_datagrams(cx, bufs);
         }
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
         if total == 0 {
