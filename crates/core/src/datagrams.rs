@@ -134,6 +134,64 @@ impl<S: ByteStream> Datagrams<S> {
     }
 }
 
+// === Framing ===
+
+/// Tells payloads from their lengths in bytes that pass.
+#[derive(Debug, Default)]
+pub(crate) struct Framing {
+    /// What has come of a length.
+    length: Option<u8>,
+    /// What is to come of the payload.
+    left: usize,
+}
+
+impl Framing {
+    /// How many of `bytes`, which come next, are payload.
+    pub(crate) fn pass(&mut self, mut bytes: &[u8]) -> usize {
+        let mut payload = 0;
+        while let [byte, rest @ ..] = bytes {
+            if self.left > 0 {
+                let taken = self.skip(bytes.len());
+                payload += taken;
+                bytes = &bytes[taken..];
+                continue;
+            }
+            match self.length.take() {
+                None => self.length = Some(*byte),
+                Some(first) => self.left = u16::from_be_bytes([first, *byte]).into(),
+            }
+            bytes = rest;
+        }
+        payload
+    }
+
+    /// So many bytes of the payload come next, or as many as are left.
+    pub(crate) fn skip(&mut self, bytes: usize) -> usize {
+        let taken = bytes.min(self.left);
+        self.left -= taken;
+        taken
+    }
+
+    /// The bytes of a length that come next.
+    pub(crate) const fn length_left(&self) -> usize {
+        match (self.left, self.length) {
+            (0, None) => 2,
+            (0, Some(_)) => 1,
+            _ => 0,
+        }
+    }
+
+    /// How many bytes the datagram has, if `bytes` come next; of one whose length is not there, its length.
+    pub(crate) fn ahead(&self, bytes: &[u8]) -> usize {
+        let length = match (self.left, self.length, bytes) {
+            (0, None, [first, second, ..]) => [*first, *second],
+            (0, Some(first), [second, ..]) => [first, *second],
+            _ => [0; 2],
+        };
+        self.length_left() + self.left.max(u16::from_be_bytes(length).into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncWriteExt as _, BufReader, duplex};

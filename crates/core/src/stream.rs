@@ -4,6 +4,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::Network;
+use crate::datagrams::Framing;
+
 /// Bytes to and from a target.
 ///
 /// An alias: whatever fits is one. `AsyncBufRead` lets a relay write straight from the tunnel's own chunks.
@@ -125,6 +128,8 @@ impl Ending {
 pub struct Metered<T, M: Meter> {
     inner: T,
     meter: M,
+    /// Of datagrams: where each way is in its framing.
+    framing: Option<Box<Framings>>,
     read_ended: bool,
     write_ended: bool,
     failed: bool,
@@ -133,7 +138,15 @@ pub struct Metered<T, M: Meter> {
 impl<T, M: Meter> Metered<T, M> {
     /// Puts `meter` on `inner`.
     pub const fn new(inner: T, meter: M) -> Self {
-        Self { inner, meter, read_ended: false, write_ended: false, failed: false }
+        Self { inner, meter, framing: None, read_ended: false, write_ended: false, failed: false }
+    }
+
+    /// Says whose stream it is (default: one of bytes). Of [`Datagrams`](crate::Datagrams) the meter sees the payloads
+    /// alone, without their lengths.
+    #[must_use]
+    pub fn of(mut self, network: Network) -> Self {
+        self.framing = network.is_udp().then(Box::default);
+        self
     }
 
     /// The stream inside.
@@ -146,11 +159,53 @@ impl<T, M: Meter> Metered<T, M> {
         result
     }
 
-    fn written(&mut self, result: io::Result<usize>) -> io::Result<usize> {
+    fn written(&mut self, result: io::Result<usize>, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         if let Ok(bytes) = result {
-            self.meter.written(bytes);
+            self.meter.written(match &mut self.framing {
+                Some(framing) => framing.written(bytes, bufs),
+                None => bytes,
+            });
         }
         self.failed(result)
+    }
+}
+
+/// How far both ways of a stream of datagrams are.
+#[derive(Debug, Default)]
+struct Framings {
+    read: Framing,
+    written: Framing,
+    /// What the reader sees first: it may be told of by number alone.
+    shown: [u8; 2],
+}
+
+impl Framings {
+    /// As much of `chunk` as the next datagram has.
+    fn show<'a>(&mut self, chunk: &'a [u8]) -> &'a [u8] {
+        let chunk = &chunk[..chunk.len().min(self.read.ahead(chunk))];
+        for (shown, byte) in self.shown.iter_mut().zip(chunk) {
+            *shown = *byte;
+        }
+        chunk
+    }
+
+    /// Of so many bytes that were shown, those of the payload.
+    fn consumed(&mut self, amount: usize) -> usize {
+        let length = self.read.length_left().min(amount);
+        self.read.pass(&self.shown[..length]);
+        self.shown.rotate_left(length.min(1));
+        self.read.skip(amount - length)
+    }
+
+    /// Of the first `bytes` of `bufs`, those of payloads.
+    fn written(&mut self, mut bytes: usize, bufs: &[IoSlice<'_>]) -> usize {
+        let mut payload = 0;
+        for buf in bufs {
+            let taken = buf.len().min(bytes);
+            payload += self.written.pass(&buf[..taken]);
+            bytes -= taken;
+        }
+        payload
     }
 }
 
@@ -172,8 +227,12 @@ impl<T: AsyncRead + Unpin, M: Meter> AsyncRead for Metered<T, M> {
     ) -> Poll<io::Result<()>> {
         let (before, room) = (buf.filled().len(), buf.remaining());
         let result = ready!(Pin::new(&mut self.inner).poll_read(cx, buf));
+        let this = &mut *self;
         let bytes = buf.filled().len() - before;
-        self.meter.read(bytes);
+        this.meter.read(match &mut this.framing {
+            Some(framing) => framing.read.pass(&buf.filled()[before..]),
+            None => bytes,
+        });
         self.read_ended |= result.is_ok() && bytes == 0 && room > 0;
         Poll::Ready(self.failed(result))
     }
@@ -185,19 +244,26 @@ impl<T: AsyncBufRead + Unpin, M: Meter> AsyncBufRead for Metered<T, M> {
         let result = ready!(Pin::new(&mut this.inner).poll_fill_buf(cx));
         this.read_ended |= matches!(result, Ok([]));
         this.failed |= result.is_err();
-        Poll::Ready(result)
+        Poll::Ready(match &mut this.framing {
+            Some(framing) => result.map(|chunk| framing.show(chunk)),
+            None => result,
+        })
     }
 
-    fn consume(mut self: Pin<&mut Self>, amount: usize) {
-        self.meter.read(amount);
-        Pin::new(&mut self.inner).consume(amount);
+    fn consume(self: Pin<&mut Self>, amount: usize) {
+        let this = self.get_mut();
+        this.meter.read(match &mut this.framing {
+            Some(framing) => framing.consumed(amount),
+            None => amount,
+        });
+        Pin::new(&mut this.inner).consume(amount);
     }
 }
 
 impl<T: AsyncWrite + Unpin, M: Meter> AsyncWrite for Metered<T, M> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.inner).poll_write(cx, buf));
-        Poll::Ready(self.written(result))
+        Poll::Ready(self.written(result, &[IoSlice::new(buf)]))
     }
 
     fn poll_write_vectored(
@@ -206,7 +272,7 @@ impl<T: AsyncWrite + Unpin, M: Meter> AsyncWrite for Metered<T, M> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, bufs));
-        Poll::Ready(self.written(result))
+        Poll::Ready(self.written(result, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -227,11 +293,14 @@ impl<T: AsyncWrite + Unpin, M: Meter> AsyncWrite for Metered<T, M> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::sync::{Arc, Mutex};
 
+    use bytes::BytesMut;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, duplex};
 
     use super::*;
+    use crate::{Association, Datagrams};
 
     #[derive(Clone, Debug, Default, PartialEq)]
     struct Seen {
@@ -268,6 +337,41 @@ mod tests {
         stream.read_to_string(&mut answer).await.unwrap();
         drop(stream);
         assert_eq!(*book.0.lock().unwrap(), Seen { read: 5, written: 4, ending: Some(Ending::Whole) });
+    }
+
+    #[tokio::test]
+    async fn of_datagrams_a_meter_sees_the_payloads_alone_however_they_are_split() {
+        let udp = Network::Udp(Association::new());
+        for room in [1, 2, 3, 7, 64] {
+            let (near, far) = duplex(room);
+            let book = Book::default();
+            // Echoes bytes, and knows of no datagrams.
+            let (mut from, mut to) = tokio::io::split(far);
+            let _echo = tokio::spawn(async move { tokio::io::copy(&mut from, &mut to).await });
+            let near = Metered::new(BufReader::with_capacity(room, near), book.clone()).of(udp);
+            let mut near = Datagrams::new(near);
+            for payload in [&b"first"[..], b"", b"the last one"] {
+                assert!(poll_fn(|cx| Poll::Ready(near.send_now(cx, payload))).await.unwrap());
+                let mut answer = BytesMut::new();
+                poll_fn(|cx| {
+                    let _ = near.poll_flush(cx)?;
+                    near.poll_recv(cx, &mut answer)
+                })
+                .await
+                .unwrap();
+                assert_eq!(&answer[..], payload);
+            }
+            assert_eq!(*book.0.lock().unwrap(), Seen { read: 17, written: 17, ending: None }, "{room}");
+
+            let (near, mut far) = duplex(room);
+            let book = Book::default();
+            let mut near = Metered::new(BufReader::with_capacity(room, near), book.clone()).of(udp);
+            let writing = async move { far.write_all(b"\0\x05first\0\0\0\x01x").await };
+            let mut read = Vec::new();
+            let (written, ended) = tokio::join!(writing, near.read_to_end(&mut read));
+            written.and(ended).unwrap();
+            assert_eq!((read.len(), book.0.lock().unwrap().read), (12, 6), "{room}");
+        }
     }
 
     #[tokio::test]

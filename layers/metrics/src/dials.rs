@@ -59,7 +59,7 @@ where
         Poll::Ready(match answer {
             Ok(stream) => {
                 this.pending.decide(Verdict::Ok);
-                Ok(Metered::new(stream, StreamMeter::new(this.pending)))
+                Ok(Metered::new(stream, StreamMeter::new(this.pending)).of(this.pending.network))
             }
             Err(error) => {
                 this.pending.decide(Verdict::Refused(Outcome::of(&*error)));

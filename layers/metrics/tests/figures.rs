@@ -6,7 +6,8 @@ use std::io;
 use std::time::Duration;
 
 use anyproxy_core::{
-    Account, Credentials, Dial, DialService as _, Front, GatewayStack as _, Login, Outcome, Refusal, Target,
+    Account, Association, Credentials, Dial, DialService as _, Front, GatewayStack as _, Login, Outcome,
+    Refusal, Target,
 };
 use anyproxy_metrics::MetricsLayer;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
@@ -56,6 +57,20 @@ async fn a_stream_counts_from_its_dial_to_its_last_byte() {
     assert_line(&handle, r#"anyproxy_bytes_total{front="http",direction="down"} 5"#);
     assert_line(&handle, r#"anyproxy_streams_ended_total{front="http",end="whole"} 1"#);
     assert_line(&handle, r#"anyproxy_dials_total{front="http",network="tcp",outcome="ok"} 1"#);
+}
+
+#[tokio::test]
+async fn of_datagrams_the_payloads_are_counted() {
+    let (layer, handle) = recorded();
+    let dials =
+        layer.layer(service_fn(|_: Dial| async { Ok::<_, io::Error>(join(&b"\0\x05hello"[..], sink())) }));
+    let (association, dial) = (Association::new(), dial());
+    let dial = Dial::udp(association, dial.target, dial.source, dial.front);
+    let mut stream = dials.dial(dial).await.unwrap();
+    stream.write_all(b"\0\x02hi").await.unwrap();
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
+    assert_line(&handle, r#"anyproxy_bytes_total{front="http",direction="up"} 2"#);
+    assert_line(&handle, r#"anyproxy_bytes_total{front="http",direction="down"} 5"#);
 }
 
 #[tokio::test]

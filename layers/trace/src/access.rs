@@ -32,6 +32,10 @@ impl AccessLine {
         }
     }
 
+    pub(crate) const fn network(&self) -> Network {
+        self.network
+    }
+
     /// There is no stream, and this is why.
     pub(crate) fn refused(&self, outcome: Outcome) {
         self.write(outcome.as_str(), None);

@@ -104,7 +104,10 @@ where
         };
         let line = this.line.0.take().expect("a future is not polled after it was ready");
         Poll::Ready(match answer {
-            Ok(stream) => Ok(Metered::new(stream, line)),
+            Ok(stream) => {
+                let network = line.network();
+                Ok(Metered::new(stream, line).of(network))
+            }
             Err(error) => {
                 let error = error.into();
                 line.refused(Outcome::of(&*error));
@@ -119,8 +122,8 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
-    use anyproxy_core::{DialService as _, Front, Target};
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex};
+    use anyproxy_core::{Association, DialService as _, Front, Target};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex, join, sink};
     use tracing_subscriber::fmt::MakeWriter;
 
     use super::*;
@@ -192,6 +195,23 @@ mod tests {
             assert!(line.contains(part), "{part} not in {line}");
         }
         assert_eq!(line.lines().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn of_datagrams_a_line_counts_the_payloads() {
+        let lines = Lines::default();
+        let _listening = lines.listen();
+        let dials = TraceLayer::new().layer(tower::service_fn(|_: Dial| async {
+            Ok::<_, io::Error>(join(&b"\0\x05down!"[..], sink()))
+        }));
+        let (association, dial) = (Association::new(), dial());
+        let dial = Dial::udp(association, dial.target, dial.source, Front::SOCKS5);
+        let mut stream = dials.dial(dial).await.unwrap();
+        stream.write_all(b"\0\x02up").await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+        drop(stream);
+        let line = lines.text();
+        assert!(line.contains(r#""bytes_up":2,"bytes_down":5"#), "{line}");
     }
 
     #[tokio::test]
