@@ -105,7 +105,8 @@ sections! {
     Udp {
         /// Whether UDP ASSOCIATE is served. Default: true.
         enabled: bool,
-        /// The address told to users instead of the one they connected to, for gateways behind NAT.
+        /// The address told to users instead of the one they connected to, for gateways behind NAT; users of the other
+        /// address family are told the one they connected to.
         advertise_addr: String,
         /// The longest an association may be silent. Default: 120s.
         idle_timeout: Duration,

@@ -34,7 +34,8 @@ pub struct UdpConfig {
     /// Whether at all (default: yes); if not, the reply is 07.
     pub enabled: bool,
     /// The address users are told to send to, where it is not the one they connected to: that of the box in front of
-    /// the gateway that translates addresses (default: none). Ports are passed on as they are.
+    /// the gateway that translates addresses (default: none). Users who connected to an address of the other family, at
+    /// which nothing is translated, are told that one. Ports are passed on as they are.
     pub advertise_addr: Option<IpAddr>,
     /// How long an association lives without a datagram from its user (default: 120 s; RFC 4787 REQ-5); what targets
     /// send does not count. Shorter loses the answers of slow targets. A destination is forgotten after the same time,
@@ -72,7 +73,9 @@ pub(crate) fn bind(local: Option<SocketAddr>, config: &UdpConfig) -> io::Result<
     let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
     let _ = socket2::SockRef::from(&socket).set_send_buffer_size(SOCKET_BUFFER);
     let bound = socket.local_addr()?;
-    let ip = config.advertise_addr.unwrap_or_else(|| bound.ip());
+    // Nobody listens for this user at an address of the other family.
+    let advertised = config.advertise_addr.filter(|ip| ip.is_ipv4() == bound.is_ipv4());
+    let ip = advertised.unwrap_or_else(|| bound.ip());
     Ok((UdpSocket::from_std(socket)?, SocketAddr::new(ip, bound.port())))
 }
 

@@ -343,6 +343,15 @@ async fn the_advertised_address_stands_in_the_reply() {
     assert_ne!(relay.port(), 0);
 }
 
+#[tokio::test]
+async fn a_user_of_the_other_family_is_told_the_address_they_connected_to() {
+    let advertise_addr = "203.0.113.5".parse().ok();
+    let stage = Stage::on("[::1]:0", UdpConfig { advertise_addr, ..UdpConfig::default() }).await;
+    let (mut user, _control) = stage.user().await;
+    assert!(user.relay.ip().is_loopback());
+    assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
+}
+
 // === The stage ===
 
 /// A front, and the net behind it.
