@@ -237,9 +237,10 @@ sections! {
 
     /// `gateway.limits`.
     Limits {
-        /// The most streams at once. Default: by the limit of open files.
+        /// The most streams at once; a UDP association is one, however many destinations it has. Default: by the limit of
+        /// open files.
         max_connections: usize,
-        /// The most streams of one user at once. Default: no limit.
+        /// The most streams of one user at once, counted alike. Default: no limit.
         per_user_connections: usize,
         /// Waiting for a free place.
         queue: Queue,

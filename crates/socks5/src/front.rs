@@ -249,7 +249,7 @@ impl<M: GatewayStack> Socks5<M> {
         if !config.enabled {
             return self.refuse(user, ReplyCode::CommandNotSupported).await;
         }
-        let Some(_seat) = self.seats.take(name, &config) else {
+        let Some(seat) = self.seats.take(name, &config) else {
             debug!(%source, "too many associations");
             return self.refuse(user, ReplyCode::GeneralFailure).await;
         };
@@ -281,7 +281,8 @@ impl<M: GatewayStack> Socks5<M> {
             drop(early);
             let dial =
                 |target| Box::pin(dials.dial(Dial::udp(association, target, source, Front::SOCKS5))) as _;
-            let served = udp::serve(&mut user, source, socket, dial, from, &config, self.drops.clone());
+            let shared = udp::Shared { drops: self.drops.clone(), places: seat.places() };
+            let served = udp::serve(&mut user, source, socket, dial, from, &config, shared);
             let end = tokio::select! {
                 end = served => end,
                 never = udp::keep(stream) => match never {},

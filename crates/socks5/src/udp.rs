@@ -13,6 +13,7 @@ use anyproxy_core::{BoxFuture, ByteStream, SourcePrefix, Target};
 use anyproxy_front::{Connection, Throttle};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _};
 use tokio::net::UdpSocket;
+use tokio::sync::Semaphore;
 use tracing::warn;
 
 use self::relay::UdpRelay;
@@ -22,6 +23,17 @@ mod relay;
 /// Asked of the kernel for each association's port, so that a burst survives until its task runs. The kernel gives
 /// what it allows.
 const SOCKET_BUFFER: usize = 1024 * 1024;
+
+/// Destinations that each association has for itself, however many its user's others have: a resolver's worth.
+const OWN_DESTINATIONS: usize = 16;
+
+/// Destinations beyond these that all associations of one user have together. With the 16 of each of 64 it makes 4,096, a
+/// sixteenth of the streams of a tunnel.
+const SHARED_DESTINATIONS: usize = 3_072;
+
+/// Dials that all associations of one user have under way together: a quarter of the opens that a tunnel leaves
+/// unanswered.
+const MAX_USER_DIALS: usize = 256;
 
 /// Whether and how UDP ASSOCIATE is served.
 ///
@@ -42,7 +54,8 @@ pub struct UdpConfig {
     /// or sooner where the far end does so.
     pub idle_timeout: Duration,
     /// The most destinations of one association at once (default: 1,024); one more takes the place of the one that was
-    /// sent to the longest time ago.
+    /// sent to the longest time ago. So it does where one user's associations have 3,072 together beyond the first 16 of
+    /// each.
     pub max_destinations: NonZeroUsize,
     /// The most associations of this front (default: 4,096); beyond them the reply is 01. Each is a descriptor.
     pub max_associations: usize,
@@ -88,7 +101,7 @@ pub(crate) async fn serve<U: Connection, S: ByteStream>(
     dial: impl Fn(Target) -> BoxFuture<S>,
     from: Option<SocketAddr>,
     config: &UdpConfig,
-    drops: Arc<UdpDrops>,
+    shared: Shared,
 ) -> End {
     // Answers are sent without waiting, which the runtime does not try on a socket it has never seen writable.
     if let Err(error) = socket.writable().await {
@@ -97,7 +110,7 @@ pub(crate) async fn serve<U: Connection, S: ByteStream>(
     // Behind a translator the user does not know the address they send from, and the port means nothing either; who
     // leaves the address out says as little.
     let port = from.filter(|from| from.ip().to_canonical() == source.ip()).map(|from| from.port());
-    let mut relay = UdpRelay::new(socket, source.ip(), port, dial, config, drops);
+    let mut relay = UdpRelay::new(socket, source.ip(), port, dial, config, shared);
     tokio::select! {
         biased;
         () = ended(user) => End::Control,
@@ -204,7 +217,37 @@ pub(crate) struct Seats(Mutex<Taken>);
 struct Taken {
     all: usize,
     /// Of users who have any.
-    by_user: HashMap<User, usize>,
+    by_user: HashMap<User, Own>,
+}
+
+#[derive(Debug, Default)]
+struct Own {
+    associations: usize,
+    places: Places,
+}
+
+/// What the associations of one user may take of a client's tunnel together, which others need too.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// Beyond [`OWN_DESTINATIONS`] of each.
+    destinations: Arc<Semaphore>,
+    dials: Arc<Semaphore>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            destinations: Arc::new(Semaphore::new(SHARED_DESTINATIONS)),
+            dials: Arc::new(Semaphore::new(MAX_USER_DIALS)),
+        }
+    }
+}
+
+/// What an association shares: the counts with all of its front, the places with those of its user.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) drops: Arc<UdpDrops>,
+    pub(crate) places: Places,
 }
 
 impl Seats {
@@ -222,14 +265,15 @@ impl Seats {
             }
             return None;
         }
-        let own = taken.by_user.get(&user).copied().unwrap_or(0);
-        if own >= config.max_associations_per_user {
+        if taken.by_user.get(&user).map_or(0, |own| own.associations) >= config.max_associations_per_user {
             return None;
         }
-        taken.by_user.insert(user.clone(), own + 1);
+        let own = taken.by_user.entry(user.clone()).or_default();
+        own.associations += 1;
+        let places = own.places.clone();
         taken.all += 1;
         drop(taken);
-        Some(Seat { seats: self.clone(), user })
+        Some(Seat { seats: self.clone(), user, places })
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -242,6 +286,14 @@ impl Seats {
 pub(crate) struct Seat {
     seats: Arc<Seats>,
     user: User,
+    places: Places,
+}
+
+impl Seat {
+    /// Those of its user.
+    pub(crate) fn places(&self) -> Places {
+        self.places.clone()
+    }
 }
 
 impl Drop for Seat {
@@ -249,8 +301,8 @@ impl Drop for Seat {
         let mut taken = self.seats.lock();
         taken.all -= 1;
         if let Some(own) = taken.by_user.get_mut(&self.user) {
-            *own -= 1;
-            if *own == 0 {
+            own.associations -= 1;
+            if own.associations == 0 {
                 taken.by_user.remove(&self.user);
             }
         }

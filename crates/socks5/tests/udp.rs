@@ -352,6 +352,72 @@ async fn a_user_of_the_other_family_is_told_the_address_they_connected_to() {
     assert_eq!(user.echo("192.0.2.1:53", b"ping").await, b"ping");
 }
 
+#[tokio::test]
+async fn u7_the_destinations_of_one_user_are_capped_over_all_associations_and_each_has_some() {
+    let stage = Stage::new(UdpConfig::default()).await;
+    let mut users = Vec::new();
+    for _ in 0..4 {
+        users.push(stage.user().await);
+    }
+    // Of 3,072 that are shared three associations take 1,008 each, beside 16 of their own; the fourth gets the rest.
+    for (user, _) in &mut users[..3] {
+        for port in 1..=1_024 {
+            assert_eq!(user.echo(&format!("192.0.2.1:{port}"), b"ping").await, b"ping");
+        }
+    }
+    assert_eq!(stage.net.living(), 3 * 1_024);
+    let (user, _) = &mut users[3];
+    for port in 1..=200 {
+        assert_eq!(user.echo(&format!("192.0.2.1:{port}"), b"ping").await, b"ping");
+    }
+    assert_eq!(stage.net.living(), 3_072 + 4 * 16);
+    // The oldest of its own went, and the latest is still there.
+    let dialled = stage.net.targets().len();
+    assert_eq!(user.echo("192.0.2.1:200", b"pong").await, b"pong");
+    assert_eq!(stage.net.targets().len(), dialled);
+    // What one association leaves is there for the others.
+    drop(users.remove(0));
+    while stage.net.living() > 3_072 + 4 * 16 - 1_024 {
+        tokio::task::yield_now().await;
+    }
+    let (user, _) = &mut users[2];
+    for port in 1_001..=1_200 {
+        assert_eq!(user.echo(&format!("192.0.2.1:{port}"), b"ping").await, b"ping");
+    }
+    assert_eq!(stage.net.living(), 2 * 1_024 + 64 + 200);
+}
+
+#[tokio::test]
+async fn u7_the_dials_under_way_of_one_user_are_capped_over_all_associations() {
+    let (dials, mut asked) = by_hand();
+    let stage = Stage::with("127.0.0.1:0", UdpConfig::default(), dials).await;
+    let (mut users, mut standing) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        let granted = async { asked.recv().await.unwrap().connect() };
+        let (user, association) = tokio::join!(stage.user(), granted);
+        users.push(user);
+        standing.push(association);
+    }
+    let mut under_way = Vec::new();
+    for (user, _) in &users[..4] {
+        for port in 1..=64 {
+            user.send(&format!("192.0.2.1:{port}"), b"ping").await;
+            under_way.push(asked.recv().await.unwrap());
+        }
+    }
+    users[4].0.send("192.0.2.1:53", b"ping").await;
+    while stage.count("full") == 0 {
+        assert!(asked.try_recv().is_err(), "one more is asked for");
+        tokio::task::yield_now().await;
+    }
+    // One that is answered is under way no more.
+    let _target = under_way.pop().unwrap().connect();
+    while asked.try_recv().is_err() {
+        users[4].0.send("192.0.2.1:53", b"ping").await;
+        tokio::task::yield_now().await;
+    }
+}
+
 // === The stage ===
 
 /// A front, and the net behind it.

@@ -17,7 +17,7 @@ use crate::error::{Overloaded, TooManyConnections};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The most streams at once (default: unlimited); 0 lets nobody in. What a process can carry follows from its
-    /// descriptors and its memory.
+    /// descriptors and its memory. All flows of an association are one.
     pub max_connections: usize,
     /// The most streams of one user at once, waiting dials included (default: unlimited). Anonymous users are told
     /// apart by their network.

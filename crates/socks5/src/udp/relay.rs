@@ -14,10 +14,11 @@ use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::FuturesUnordered;
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::debug;
 
-use super::{Dropped, End, UdpConfig, UdpDrops};
+use super::{Dropped, End, OWN_DESTINATIONS, Places, Shared, UdpConfig, UdpDrops};
 use crate::proto::{Packet, PacketError, encode_header};
 
 /// Datagrams taken from the user, or from one target, before others get their turn.
@@ -46,6 +47,9 @@ pub(super) struct UdpRelay<S, F> {
     max_destinations: usize,
     drops: Arc<UdpDrops>,
     destinations: HashMap<Target, Destination<S>>,
+    places: Places,
+    /// Places of the user's that this association has taken: one for each destination beyond its own.
+    taken: Vec<OwnedSemaphorePermit>,
     /// Counts datagrams: the time by which the oldest destination is told.
     clock: u64,
     waiting: Waiting,
@@ -66,7 +70,7 @@ struct Destination<S> {
 }
 
 enum State<S> {
-    Dialling { waiting: Vec<Bytes>, _dial: Abort },
+    Dialling { waiting: Vec<Bytes>, _dial: Abort, _place: OwnedSemaphorePermit },
     Open { flow: Arc<Flow<S>>, _answers: Abort },
     Refused { until: Instant },
 }
@@ -109,8 +113,9 @@ where
         port: Option<u16>,
         dial: F,
         config: &UdpConfig,
-        drops: Arc<UdpDrops>,
+        shared: Shared,
     ) -> Self {
+        let Shared { drops, places } = shared;
         let now = Instant::now();
         Self {
             user: Arc::new(UserPort { socket, ip, port, pinned: OnceLock::new(), drops: drops.clone() }),
@@ -119,6 +124,8 @@ where
             max_destinations: config.max_destinations.get(),
             drops,
             destinations: HashMap::new(),
+            places,
+            taken: Vec::new(),
             clock: 0,
             waiting: Waiting::default(),
             dials: FuturesUnordered::new(),
@@ -144,6 +151,7 @@ where
         while let Poll::Ready(Some(ended)) = self.answers.poll_next_unpin(cx) {
             if let Ok(target) = ended {
                 self.destinations.remove(&target);
+                self.give_back();
             }
         }
         self.flush(cx);
@@ -230,18 +238,20 @@ where
         if self.dials.len() >= MAX_DIALS {
             return self.drops.add(Dropped::Full, 1);
         }
+        let Ok(place) = self.places.dials.clone().try_acquire_owned() else {
+            return self.drops.add(Dropped::Full, 1);
+        };
         let mut waiting = Vec::new();
         if !self.waiting.admit(&mut waiting, packet.payload) {
             return self.drops.add(Dropped::Full, 1);
         }
-        if self.destinations.len() >= self.max_destinations && !self.destinations.contains_key(&packet.target)
-        {
-            self.evict();
+        if !self.destinations.contains_key(&packet.target) {
+            self.make_room();
         }
         let (handle, registration) = AbortHandle::new_pair();
         let dial = Dialling { dial: (self.dial)(packet.target.clone()), target: packet.target.clone() };
         self.dials.push(Abortable::new(dial, registration));
-        let state = State::Dialling { waiting, _dial: Abort(handle) };
+        let state = State::Dialling { waiting, _dial: Abort(handle), _place: place };
         let destination = Destination { state, used: self.clock, heard: now };
         self.destinations.insert(packet.target, destination);
     }
@@ -280,6 +290,28 @@ where
         self.unflushed.retain(|flow| flow.lock().poll_flush(cx).is_pending());
     }
 
+    /// Makes room for one destination more, if need be by that of another.
+    fn make_room(&mut self) {
+        let is_full = self.destinations.len() >= self.max_destinations;
+        if is_full || !self.take_place() {
+            self.evict();
+        }
+    }
+
+    /// Whether there is a place for one destination more.
+    fn take_place(&mut self) -> bool {
+        if self.destinations.len() < OWN_DESTINATIONS + self.taken.len() {
+            return true;
+        }
+        let place = self.places.destinations.clone().try_acquire_owned();
+        place.map(|place| self.taken.push(place)).is_ok()
+    }
+
+    /// Gives back the places of destinations that are forgotten.
+    fn give_back(&mut self) {
+        self.taken.truncate(self.destinations.len().saturating_sub(OWN_DESTINATIONS));
+    }
+
     /// Forgets the destination that was sent to the longest time ago.
     fn evict(&mut self) {
         let oldest = self.destinations.iter().min_by_key(|(_, destination)| destination.used);
@@ -298,6 +330,7 @@ where
         for target in idle.map(|(target, _)| target.clone()).collect::<Vec<_>>() {
             self.forget(&target);
         }
+        self.give_back();
     }
 
     fn forget(&mut self, target: &Target) {
