@@ -108,8 +108,23 @@ impl<M: GatewayStack> Socks5<M> {
         user: U,
         source: SocketAddr,
     ) -> impl Future<Output = ()> + Send + use<M, U> {
+        self.serve_connection_within(user, source, self.handshake_timeout)
+    }
+
+    /// The same for a user of whose time for the handshake a part is gone: whoever looked at the first byte waited for it.
+    /// They have `left` until the request.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`serve_connection`](Self::serve_connection).
+    pub fn serve_connection_within<U: Connection>(
+        &self,
+        user: U,
+        source: SocketAddr,
+        left: Duration,
+    ) -> impl Future<Output = ()> + Send + use<M, U> {
         let front = self.clone();
-        Session::Handshake { handshake: Box::pin(async move { front.handshake(user, source).await }) }
+        Session::Handshake { handshake: Box::pin(async move { front.handshake(user, source, left).await }) }
     }
 
     /// Everything up to the moment bytes are only carried. Associations are served in here, to their end.
@@ -117,9 +132,10 @@ impl<M: GatewayStack> Socks5<M> {
         self,
         mut user: U,
         source: SocketAddr,
+        limit: Duration,
     ) -> Option<Relay<U, impl ByteStream + use<M, U>>> {
         let mut src = BytesMut::new();
-        let negotiated = timeout(self.handshake_timeout, self.negotiate(&mut user, source, &mut src)).await;
+        let negotiated = timeout(limit, self.negotiate(&mut user, source, &mut src)).await;
         let asked = match negotiated {
             Ok(Ok(asked)) => asked,
             Ok(Err(parting)) => {
