@@ -5,6 +5,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
+#[cfg(target_os = "linux")]
+use tokio::io::Interest;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -31,6 +33,12 @@ pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         Poll::Pending
     }
 
+    /// Waits until the connection is lost, for one that is not read meanwhile or has ended its way here. Where it is not known
+    /// how to tell, for ever.
+    fn lost(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// The address the user connected to, where there is one; never an IPv4-mapped one.
     fn local_addr(&self) -> Option<SocketAddr> {
         None
@@ -46,6 +54,13 @@ impl Connection for TcpStream {
         // It is the kernel that closes a dead process's sockets; lingering for no time it resets them, unsent bytes
         // or not. Fails only on a socket that is gone already.
         let _ = SockRef::from(&*self).set_linger(abort.then_some(Duration::ZERO));
+    }
+
+    /// On Linux alone: elsewhere the readiness of an error cannot be waited for.
+    #[cfg(target_os = "linux")]
+    async fn lost(&self) {
+        // Fails only where the runtime ends.
+        let _ = self.ready(Interest::ERROR).await;
     }
 
     fn local_addr(&self) -> Option<SocketAddr> {
@@ -124,6 +139,10 @@ impl Connection for UserStream {
             Carrier::Plain(tcp) => tcp.abort_when_lost(abort),
             Carrier::Tls(tls) => tls.get_mut().0.abort_when_lost(abort),
         }
+    }
+
+    async fn lost(&self) {
+        self.tcp().lost().await;
     }
 
     fn local_addr(&self) -> Option<SocketAddr> {

@@ -52,6 +52,10 @@ impl<U: Connection> Connection for Rewind<U> {
         self.inner.abort_when_lost(abort);
     }
 
+    fn lost(&self) -> impl Future<Output = ()> + Send {
+        self.inner.lost()
+    }
+
     fn local_addr(&self) -> Option<SocketAddr> {
         self.inner.local_addr()
     }
