@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyproxy_config::{ListenAddr, Spanned};
 use anyproxy_front::Listener;
-use anyproxy_tunnel::Memory;
+use anyproxy_tunnel::{DroppedDatagrams, Memory};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
@@ -50,6 +50,11 @@ pub(crate) trait Probe: Send + Sync + 'static {
 pub(crate) fn measure_memory(memory: &Memory) {
     metrics::gauge!("anyproxy_stream_memory_bytes").set(memory.used() as f64);
     metrics::gauge!("anyproxy_stream_memory_limit_bytes").set(memory.limit() as f64);
+}
+
+/// Publishes what tunnels dropped, those that have ended included.
+pub(crate) fn measure_dropped(dropped: &DroppedDatagrams) {
+    metrics::counter!("anyproxy_tunnel_datagrams_dropped_total").absolute(dropped.get());
 }
 
 /// The recorder of this process.
@@ -168,6 +173,10 @@ fn describe() {
     metrics::describe_gauge!("anyproxy_queue_length", "Dials that wait for a place");
     metrics::describe_gauge!("anyproxy_waiting_for_client", "Dials that wait for a client");
     metrics::describe_counter!("anyproxy_udp_dropped_total", "Datagrams dropped, by reason");
+    metrics::describe_counter!(
+        "anyproxy_tunnel_datagrams_dropped_total",
+        "Datagrams that found no room in a tunnel, in either direction"
+    );
     metrics::describe_counter!("anyproxy_reloads_total", "SIGHUPs, by whether the file was taken over");
     metrics::describe_counter!("anyproxy_log_lines_dropped_total", "Log lines nobody took in time");
 }

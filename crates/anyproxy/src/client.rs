@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyproxy_client::{Client, Handle};
-use anyproxy_tunnel::Memory;
+use anyproxy_tunnel::{DroppedDatagrams, Memory};
 use anyproxy_workers::Workers;
 use futures_util::future::{self, OptionFuture};
 use tokio_util::sync::CancellationToken;
@@ -41,8 +41,9 @@ pub(crate) async fn serve(
 ) -> Result<(), Failure> {
     settings.config.seats = Some(workers.tunnels());
     let memory = settings.config.tunnel.memory.clone();
+    let dropped = settings.config.tunnel.dropped_datagrams.clone();
     let client = Client::new(settings.config).map_err(|error| Failure::of("client", error))?;
-    let probe = Arc::new(Tunnels { handle: client.handle(), memory, stop: stop.clone() });
+    let probe = Arc::new(Tunnels { handle: client.handle(), memory, dropped, stop: stop.clone() });
     let handle = client.handle();
     let reloading = reloads.map(|(reloads, fixed)| reloads.serve(reload::Client { handle, fixed }));
     // The admin listener lives until the last stream is gone: somebody watches the drain.
@@ -63,12 +64,14 @@ pub(crate) async fn serve(
 struct Tunnels {
     handle: Handle,
     memory: Memory,
+    dropped: DroppedDatagrams,
     stop: CancellationToken,
 }
 
 impl Probe for Tunnels {
     fn measure(&self) {
         admin::measure_memory(&self.memory);
+        admin::measure_dropped(&self.dropped);
         #[expect(clippy::cast_precision_loss, reason = "there are not 2^52 tunnels")]
         metrics::gauge!("anyproxy_tunnels").set(self.handle.tunnels() as f64);
     }

@@ -16,7 +16,7 @@ use anyproxy_metrics::MetricsLayer;
 use anyproxy_queue::{QueueHandle, QueueLayer, WaitForClient, WaitHandle};
 use anyproxy_rate_limit::{BandwidthLayer, RateLimitLayer};
 use anyproxy_socks5::UdpDrops;
-use anyproxy_tunnel::Memory;
+use anyproxy_tunnel::{DroppedDatagrams, Memory};
 use anyproxy_workers::{Seats, Workers};
 use arc_swap::ArcSwap;
 use futures_util::future::{self, OptionFuture};
@@ -164,6 +164,7 @@ impl Bound {
         config.handshake_timeout = settings.handshake_timeout;
         config.drain_timeout = settings.drain_timeout;
         let memory = settings.tunnel.memory.clone();
+        let dropped = settings.tunnel.dropped_datagrams.clone();
         config.tunnel = settings.tunnel;
         let prepare = move |listener| users.listener(listener);
         let ports = Ports::with_listener(settings.open_ports_addr, dials, settings.relay, prepare);
@@ -194,7 +195,8 @@ impl Bound {
 
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
-        let probe = Arc::new(Connected { clients, line, waiting, drops, ports, memory, stop: stop.clone() });
+        let probe =
+            Arc::new(Connected { clients, line, waiting, drops, ports, memory, dropped, stop: stop.clone() });
         let admin = admin.map(|admin| admin.serve(probe, done.clone()));
         let draining = async {
             stop.cancelled().await;
@@ -222,6 +224,7 @@ struct Connected {
     drops: Vec<Arc<UdpDrops>>,
     ports: Ports,
     memory: Memory,
+    dropped: DroppedDatagrams,
     stop: CancellationToken,
 }
 
@@ -235,6 +238,7 @@ impl Probe for Connected {
         metrics::gauge!("anyproxy_queue_length").set(count(self.line.status().waiting));
         metrics::gauge!("anyproxy_waiting_for_client").set(count(self.waiting.waiting()));
         admin::measure_memory(&self.memory);
+        admin::measure_dropped(&self.dropped);
         let mut dropped = BTreeMap::<_, u64>::new();
         let fronts = self.drops.iter().flat_map(|drops| drops.counts());
         for (reason, count) in fronts.chain(self.ports.udp_drops()) {

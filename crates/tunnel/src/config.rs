@@ -1,3 +1,5 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyproxy_mux::Memory;
@@ -11,6 +13,9 @@ pub struct Config {
     /// What the process may hold for streams (default: no limit). Give all its tunnels clones of one memory. What waits
     /// in either direction counts, unread datagrams too.
     pub memory: Memory,
+    /// Counts the datagrams that the tunnel drops (default: a count of its own). Clones are the same count, so that tunnels
+    /// which have ended are in it.
+    pub dropped_datagrams: DroppedDatagrams,
     /// Bytes a stream takes from its writer before they have left (default: 256 KiB). Less makes writers wait for the
     /// driver, more is memory that a slow tunnel fills for every stream. Where `memory` runs short it shrinks, to 4
     /// KiB, and so it does where unsent bytes of the whole tunnel are between the multiplexer's `held_bytes` and
@@ -26,8 +31,26 @@ impl Default for Config {
         Self {
             mux: anyproxy_mux::Config::default(),
             memory: Memory::default(),
+            dropped_datagrams: DroppedDatagrams::default(),
             send_buffer: 256 * 1024,
             close_timeout: Duration::from_secs(2),
         }
+    }
+}
+
+/// How many datagrams tunnels have dropped in either direction, because they found no room. Those that a stream did not
+/// take are its writer's to count.
+#[derive(Clone, Debug, Default)]
+pub struct DroppedDatagrams(Arc<AtomicU64>);
+
+impl DroppedDatagrams {
+    /// The number, since the process started.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, datagrams: u64) {
+        self.0.fetch_add(datagrams, Ordering::Relaxed);
     }
 }

@@ -170,7 +170,7 @@ impl<E: End> Core<E> {
                     let (kept, waker) = cell.receive_datagram(&data);
                     self.wakers.extend(waker);
                     if !kept {
-                        self.shared.gauges.dropped_datagrams.fetch_add(1, Ordering::Relaxed);
+                        self.shared.dropped(1);
                     }
                 }
                 Event::Sent { id, bytes } => {
@@ -218,7 +218,7 @@ impl<E: End> Core<E> {
         gauges.going_away.fetch_or(mux.is_going_away(), Ordering::Relaxed);
         gauges.refused_opens.store(mux.refused_opens(), Ordering::Relaxed);
         let dropped = mux.dropped_datagrams();
-        gauges.dropped_datagrams.fetch_add(dropped - self.dropped_datagrams, Ordering::Relaxed);
+        self.shared.dropped(dropped - self.dropped_datagrams);
         self.dropped_datagrams = dropped;
     }
 

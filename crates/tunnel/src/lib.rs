@@ -82,7 +82,7 @@ pub use anyproxy_mux::{Memory, PeerError, Share, frame};
 
 pub use carrier::{Carrier, CarrierError};
 pub use client::{ClientTunnel, KEPT_RULES, OpenRequest, Request, Requests, connect};
-pub use config::Config;
+pub use config::{Config, DroppedDatagrams};
 pub use driver::Driver;
 pub use error::{CloseReason, OpenError, StreamReset, TunnelError, UpgradeError};
 pub use gateway::{Accepting, Opening, Tunnel, accept};

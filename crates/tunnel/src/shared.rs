@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::cell::Bell;
 use crate::link::now;
 use crate::sync::{Mutex, MutexGuard};
-use crate::{CloseReason, Config};
+use crate::{CloseReason, Config, DroppedDatagrams};
 
 /// How long something may wait to be sent, and neither leave nor anything be heard, before a tunnel counts as stalled. A
 /// line that takes the longest message in that time, 44 kB/s, does not, whatever it carries.
@@ -34,6 +34,7 @@ pub(crate) struct Shared {
     /// Unsent bytes, on all streams, from which on less is taken, and at which next to nothing is.
     unsent_limits: (u64, u64),
     pub(crate) gauges: Gauges,
+    dropped_datagrams: DroppedDatagrams,
     closed: watch::Sender<Option<CloseReason>>,
 }
 
@@ -64,6 +65,7 @@ impl Shared {
             send_buffer: u32::try_from(config.send_buffer).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32),
             unsent_limits: (config.mux.held_bytes, config.mux.held_limit.max(config.mux.held_bytes)),
             gauges: Gauges::new(now),
+            dropped_datagrams: config.dropped_datagrams.clone(),
             closed: watch::Sender::new(None),
         })
     }
@@ -80,6 +82,12 @@ impl Shared {
         let left = u64::from(size).saturating_mul(hard.saturating_sub(unsent)) / (hard - soft).max(1);
         // No more than `size`, so it fits.
         size.min(LEAST_SEND_BUFFER.max(left as u32))
+    }
+
+    /// So many datagrams found no room, here and among all that count with this tunnel.
+    pub(crate) fn dropped(&self, datagrams: u64) {
+        self.gauges.dropped_datagrams.fetch_add(datagrams, Ordering::Relaxed);
+        self.dropped_datagrams.add(datagrams);
     }
 
     pub(crate) fn accepts_opens(&self) -> bool {

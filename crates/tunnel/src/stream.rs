@@ -3,7 +3,6 @@ use std::io::{self, IoSlice};
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use anyproxy_core::{MAX_DATAGRAM, StreamRef, share};
@@ -202,7 +201,7 @@ impl Stream {
     fn push_datagram(&self, datagram: Bytes) -> io::Result<()> {
         let (kept, ring) = self.cell.push_datagram(datagram)?;
         if !kept {
-            self.shared.gauges.dropped_datagrams.fetch_add(1, Ordering::Relaxed);
+            self.shared.dropped(1);
         }
         self.ring_if(ring);
         Ok(())

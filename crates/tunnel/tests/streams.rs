@@ -454,6 +454,25 @@ async fn u10_whoever_sends_datagrams_on_a_stalled_tunnel_is_told_of_each_that_is
 }
 
 #[tokio::test]
+async fn u10_datagrams_that_nobody_reads_are_counted_beyond_the_end_of_their_tunnel() {
+    let config = Config::default();
+    let dropped = config.dropped_datagrams.clone();
+    let mut pair = Pair::new(1_000, config).await;
+    let (near, _far) = pair.stream(udp()).await;
+    let mut near = Datagrams::new(near);
+    let mut sent = 0;
+    while sent < 1_000 {
+        let is_sent = poll_fn(|cx| Poll::Ready(near.send_now(cx, b"unread"))).await.unwrap();
+        sent += u64::from(is_sent);
+        tokio::task::yield_now().await;
+    }
+    until(|| dropped.get() == sent - 256).await;
+    assert_eq!(pair.client.dropped_datagrams(), dropped.get());
+    drop(pair);
+    assert_eq!(dropped.get(), sent - 256);
+}
+
+#[tokio::test]
 async fn datagrams_written_in_any_pieces_are_those_that_come_out() {
     let mut pair = Pair::new(1000, Config::default()).await;
     let (mut near, far) = pair.stream(udp()).await;
