@@ -66,6 +66,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Stream<Io> {
 
     /// Does the server's side of a handshake on `io`.
     ///
+    /// No data is taken or sent before the handshake is done, whatever `config` says of that (`max_early_data_size`,
+    /// `send_half_rtt_data`).
+    ///
     /// There is no deadline; callers put theirs around it.
     ///
     /// # Errors
@@ -78,6 +81,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Stream<Io> {
     pub async fn accept(io: Io, config: &ServerConfig) -> io::Result<Self> {
         let mut config = config.clone();
         config.enable_secret_extraction = true;
+        // The keys are taken over when data may be sent, and rustls has them all only when the handshake is done.
+        config.send_half_rtt_data = false;
+        config.max_early_data_size = 0;
         let connection = UnbufferedServerConnection::new(Arc::new(config)).map_err(invalid)?;
         Self::handshake(io, Connection::server(connection)).await
     }

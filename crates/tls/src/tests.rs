@@ -8,8 +8,8 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{
-    AlertDescription, CipherSuite, ClientConfig, Error, HandshakeKind, InvalidMessage, PeerMisbehaved,
-    RootCertStore, ServerConfig,
+    AlertDescription, CipherSuite, ClientConfig, ClientConnection, Error, HandshakeKind, InvalidMessage,
+    PeerMisbehaved, RootCertStore, ServerConfig,
 };
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex,
@@ -244,6 +244,24 @@ async fn a_handshake_that_fails_says_why_and_tells_the_peer() {
     let told = theirs.unwrap_err();
     let told = told.get_ref().unwrap().downcast_ref::<Error>().unwrap();
     assert!(matches!(told, Error::AlertReceived(_)), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_allows_data_before_the_end_of_a_handshake_waits_for_that_end() {
+    for suite in SUITES {
+        let (client, server) = configs(suite);
+        let (mut eager_client, mut eager) = (ClientConfig::clone(&client), ServerConfig::clone(&server));
+        eager.send_half_rtt_data = true;
+        eager.max_early_data_size = 1024;
+        eager_client.enable_early_data = true;
+        let configs = (Arc::new(eager_client), Arc::new(eager));
+        let (mut ours, mut theirs) = our_server(&configs, 64 * 1024).await;
+        talk(&mut ours, &mut theirs, b"down", (4, 4)).await;
+        talk(&mut theirs, &mut ours, b"up", (2, 2)).await;
+        // It has a ticket by now, and that allows none.
+        let mut again = ClientConnection::new(configs.0.clone(), name()).unwrap();
+        assert!(again.early_data().is_none(), "{suite:?}");
+    }
 }
 
 #[tokio::test]
