@@ -356,6 +356,23 @@ async fn a_failure_of_tls_1_2_is_for_good_too() {
 }
 
 #[tokio::test]
+async fn an_empty_record_that_is_no_data_is_answered_as_unexpected() {
+    let (client, server) = configs(SUITES[0]);
+    for kind in [kind::HANDSHAKE, kind::ALERT] {
+        let (near, far) = duplex(10_000);
+        let (mut near, mut far) =
+            tokio::try_join!(Stream::connect(near, &client, name()), Stream::accept(far, &server)).unwrap();
+        let mut record = Buffer::default();
+        far.traffic().say(kind, &[], &mut record).unwrap();
+        far.io_mut().write_all(record.filled()).await.unwrap();
+        near.read(&mut [0; 100]).await.unwrap_err();
+        let told = far.read(&mut [0; 100]).await.unwrap_err();
+        let told = told.get_ref().unwrap().downcast_ref();
+        assert_eq!(told, Some(&Error::AlertReceived(AlertDescription::UnexpectedMessage)));
+    }
+}
+
+#[tokio::test]
 async fn a_peer_is_told_what_it_did() {
     let (mut ours, mut theirs) = our_client(&configs(SUITES[0]), 1024 * 1024).await;
     theirs.get_mut().0.write_all(&[23, 3, 3, 0, 20]).await.unwrap();
@@ -429,7 +446,10 @@ fn what_may_not_come_is_refused_by_name() {
     );
     assert!(outcome(&[(kind::HANDSHAKE, &[4, 0, 0, 1, 0])]).is_err(), "a ticket that is none");
     for nothing in [kind::HANDSHAKE, kind::ALERT] {
-        let refused = outcome(&[(nothing, &[])]);
+        unexpected(outcome(&[(nothing, &[])]));
+    }
+    for alert in [&[1][..], &[1, 0, 0]] {
+        let refused = outcome(&[(kind::ALERT, alert)]);
         assert!(matches!(refused, Err(Error::InvalidMessage(InvalidMessage::MissingData(_)))), "{refused:?}");
     }
     assert_eq!(outcome(&[(0, &[])]), Err(PeerMisbehaved::IllegalTlsInnerPlaintext.into()));

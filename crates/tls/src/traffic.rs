@@ -225,6 +225,10 @@ impl Traffic {
     /// Takes in a record that is no data.
     fn control(&mut self, kind: u8, content: &[u8]) -> Result<(), Error> {
         match kind {
+            // Section 5.4: of these two there are no empty records.
+            kind::HANDSHAKE | kind::ALERT if content.is_empty() => {
+                Err(InvalidMessage::UnexpectedMessage("an empty record").into())
+            }
             kind::HANDSHAKE => self.handshake(content),
             _ if !self.message.is_empty() => {
                 Err(PeerMisbehaved::MessageInterleavedWithHandshakeMessage.into())
@@ -250,9 +254,6 @@ impl Traffic {
     /// Takes in handshake messages, which may begin and end anywhere but with a key (section 5.1).
     fn handshake(&mut self, content: &[u8]) -> Result<(), Error> {
         self.quiet(PeerMisbehaved::TooManyKeyUpdateRequests)?;
-        if content.is_empty() {
-            return Err(InvalidMessage::MissingData("handshake message").into());
-        }
         let mut messages = std::mem::take(&mut self.message);
         messages.extend_from_slice(content);
         let mut left = &messages[..];
