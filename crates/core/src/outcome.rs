@@ -93,7 +93,7 @@ impl Outcome {
         if let Some(outcome) = error.downcast_ref::<Self>() {
             return Some(*outcome);
         }
-        if error.is::<tower::timeout::error::Elapsed>() {
+        if error.is::<tower::timeout::error::Elapsed>() || error.is::<tokio::time::error::Elapsed>() {
             return Some(Self::TimedOut);
         }
         if error.is::<tower::load_shed::error::Overloaded>() {
@@ -222,5 +222,12 @@ mod tests {
         let error =
             tower::timeout::Timeout::new(never, Duration::from_secs(1)).oneshot(()).await.unwrap_err();
         assert_eq!(Outcome::of(&*error), Outcome::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokio_s_time_out_means_timed_out() {
+        let never = std::future::pending::<()>();
+        let error = tokio::time::timeout(Duration::from_secs(1), never).await.unwrap_err();
+        assert_eq!(Outcome::of(&error), Outcome::TimedOut);
     }
 }
