@@ -62,6 +62,16 @@ impl fmt::Display for Network {
     }
 }
 
+/// Marks a dial, as one of its [extensions](Dial::extensions), that only one client may serve, whatever its group: one of
+/// a port that this client asked for, or what a layer of your own has chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnlyClient {
+    /// Its client id.
+    pub id: Arc<str>,
+    /// The account it logged in with. Once it is gone another account's client may go by its id, and is another client.
+    pub account: Arc<str>,
+}
+
 /// One wish of a user: a stream to a target.
 ///
 /// The request type of every policy layer and of the terminal service. Cloning shares the [`Journal`]: a second
@@ -86,7 +96,7 @@ pub struct Dial {
     /// A note of the front to a layer of its own further down, which knows it by its type. A field, not an extension:
     /// every dial of such a front has one, and it is one count to clone.
     pub note: Option<Arc<dyn Any + Send + Sync>>,
-    /// Whatever layers of your own want to tell each other.
+    /// Whatever layers of your own want to tell each other, and [`OnlyClient`].
     pub extensions: http::Extensions,
 }
 

@@ -16,6 +16,7 @@
 //! - [`Datagrams`]: a udp dial's packets on its stream;
 //! - [`poll_read_bytes`], [`lend`], [`share`]: how bulk passes wrappers without a copy;
 //! - [`Endpoints`]: the members of a group, as a balancer sees them; [`Fault`]: what a failed dial says about one;
+//!   [`OnlyClient`]: the one that a dial is for;
 //! - [`RulesVersion`]: which rules the far end has still to apply;
 //! - [`Journal`]: what is learned about a dial on its way, for the one who writes the access line.
 //!
@@ -80,7 +81,7 @@ mod turn;
 
 pub use credentials::{Credentials, Secret};
 pub use datagrams::{Datagrams, MAX_DATAGRAM};
-pub use dial::{Association, Dial, Network};
+pub use dial::{Association, Dial, Network, OnlyClient};
 pub use digest::{AsItIs, Digest, DigestMap};
 pub use endpoints::{Endpoint, Endpoints, Load};
 pub use fault::Fault;

@@ -56,10 +56,12 @@ mod rules;
 
 mod ports;
 
+pub use anyproxy_core::OnlyClient;
+
 pub use account::{Authenticate, ClientAccount, FRONT};
 pub use client::{Carried, Client, ClientStream, TunnelStatus};
 pub use error::NotServed;
 pub use gateway::{Config, Gateway};
 pub use ports::Ports;
-pub use registry::{Clients, DEFAULT_OPEN_TIMEOUT, OnlyClient};
+pub use registry::{Clients, DEFAULT_OPEN_TIMEOUT};
 pub use routes::Routes;

@@ -11,7 +11,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyproxy_core::{Account, Association, BoxDial, Dial, DialService, Front, Host, Identity, Target};
+use anyproxy_core::{
+    Account, Association, BoxDial, Dial, DialService, Front, Host, Identity, OnlyClient, Target,
+};
 use anyproxy_front::{Connection, Listener, RelayConfig, lost, relay};
 use anyproxy_tunnel::Memory;
 use anyproxy_tunnel::frame::{PortRequest, PortStatus, PortVerdict, Transport};
@@ -23,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use crate::registry::{Claim, OnlyClient};
+use crate::registry::Claim;
 
 use self::udp::Drops;
 

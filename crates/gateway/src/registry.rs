@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyproxy_core::{Dial, Endpoints, FOR_EVER, Network};
+use anyproxy_core::{Dial, Endpoints, FOR_EVER, Network, OnlyClient};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -85,15 +85,6 @@ struct Seat {
     /// How often one of them took it back, and when the seat last changed hands.
     returns: u32,
     since: Instant,
-}
-
-/// Marks a dial that only one client may serve, whatever its group: one of a port that this client asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OnlyClient {
-    /// Its client id.
-    pub id: Arc<str>,
-    /// The account it logged in with. Once it is gone another account's client may go by its id, and is another client.
-    pub account: Arc<str>,
 }
 
 /// Who a tunnel belongs to: what its login and its hello say.
@@ -189,6 +180,10 @@ impl Clients {
     }
 
     /// Decides from now on which group serves a dial.
+    ///
+    /// A stack that keeps streams for coming requests must be told to forget them (`ReuseLayer::forget` of the HTTP
+    /// front), after this call and whenever `routes` begins to decide otherwise by itself: they lead where the dials
+    /// that opened them were sent.
     pub fn set_routes(&self, routes: impl Routes) {
         self.0.routes.store(Some(Arc::new(Box::new(routes))));
     }

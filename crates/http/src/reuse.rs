@@ -2,8 +2,8 @@
 //!
 //! Every request of a user is a [`Dial`] of its own and passes the whole stack: it is judged, counted and given a
 //! seat. What an HTTP front saves is the last step only: around the terminal service, a [`ReuseLayer`] may
-//! answer the dial with a stream that an earlier request of *the same user connection, identity and target* has
-//! left behind in good order.
+//! answer the dial with a stream that an earlier request of *the same user connection, identity and target*, and for the
+//! same client if for one alone, has left behind in good order.
 //!
 //! What the layers wrap around the stream (permits, gauges, meters) belongs to one dial and is gone with its
 //! exchange; only the raw stream below stays, in the keeping of the user's connection: a few of them, closed with
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use anyproxy_core::{ByteStream, Dial, Identity, Journal, RulesVersion, Target};
+use anyproxy_core::{ByteStream, Dial, Identity, Journal, OnlyClient, RulesVersion, Target};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::runtime::Handle;
@@ -42,6 +42,11 @@ const MAX_LEAVING: usize = 16;
 ///
 /// Without it everything works, with one stream per request. Dials of other fronts pass through untouched.
 ///
+/// Of what a terminal could choose by, a kept stream and a dial must agree in target, identity, rules and [`OnlyClient`].
+/// Other extensions are not compared: a terminal that chooses by those, or by anything else than the dial, is not one to
+/// put this around unless [`forget`](Self::forget) is called whenever the choice for a dial changes: after
+/// `Clients::set_routes` of the gateway, too.
+///
 /// ```
 /// use anyproxy_core::Dial;
 /// use anyproxy_http::ReuseLayer;
@@ -52,7 +57,7 @@ const MAX_LEAVING: usize = 16;
 /// # });
 /// let reuse = ReuseLayer::new();
 /// let dials = ServiceBuilder::new().layer(reuse.clone()).service(terminal);
-/// // After the rules have changed: what was opened under the old ones is used no more.
+/// // After the rules or routes have changed: what was opened under the old ones is used no more.
 /// reuse.forget();
 /// # let _ = dials;
 /// ```
@@ -112,6 +117,7 @@ where
         let tenancy = Box::new(Tenancy {
             target: dial.target.clone(),
             identity: dial.identity.clone(),
+            only: dial.extensions.get().cloned(),
             rules: dial.rules,
             journal: dial.journal.clone(),
             epoch,
@@ -180,6 +186,8 @@ pub struct Kept<S: ByteStream> {
 struct Tenancy {
     target: Target,
     identity: Identity,
+    /// The one client that may serve it.
+    only: Option<OnlyClient>,
     /// What the far end had still to apply: under other rules it might have opened nothing.
     rules: Option<RulesVersion>,
     /// Of the dial that opened the stream: who serves it.
@@ -488,8 +496,12 @@ impl Park {
     /// The one used last, since it is the most likely to live.
     fn take(&self, dial: &Dial) -> Option<Parked> {
         let mut kept = self.kept();
+        let only = dial.extensions.get::<OnlyClient>();
         let fits = |parked: &Parked| {
-            parked.tenancy.target == dial.target && parked.tenancy.identity == dial.identity
+            let tenancy = &parked.tenancy;
+            tenancy.target == dial.target
+                && tenancy.identity == dial.identity
+                && tenancy.only.as_ref() == only
         };
         let index = kept.iter().rposition(fits)?;
         Some(kept.remove(index))

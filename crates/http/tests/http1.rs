@@ -2,12 +2,15 @@
 
 mod play;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyproxy_core::Outcome;
+use anyproxy_core::{BoxError, Dial, GatewayStack as _, Login, OnlyClient, Outcome};
 use anyproxy_http::{Config, HttpProxy, ProxyName};
 use play::{Stage, User};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tower::ServiceExt as _;
 
 const GET: &str = "GET http://t.lan/x HTTP/1.1\r\nHost: t.lan\r\n\r\n";
 
@@ -508,7 +511,7 @@ async fn f4_a_mute_target_is_504_after_the_idle_time() {
 
 #[tokio::test(start_paused = true)]
 async fn f4_the_time_of_a_dial_is_not_its_target_s() {
-    let dials = tower::service_fn(|_: anyproxy_core::Dial| async {
+    let dials = tower::service_fn(|_: Dial| async {
         tokio::time::sleep(Duration::from_secs(60)).await;
         let (near, mut mute) = tokio::io::duplex(1024);
         tokio::spawn(async move { mute.read_to_end(&mut Vec::new()).await });
@@ -709,6 +712,45 @@ async fn i1_a_kept_stream_is_for_its_identity_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn i1_a_kept_stream_is_for_its_client_alone() {
+    let stage = Stage::keeping();
+    // Requests are for room-1, room-2 and whoever there is, in turn.
+    let turns = Arc::new(AtomicUsize::new(0));
+    let stack = stage.stack();
+    let choosing = tower::service_fn(move |login: Login| {
+        let (stack, turns) = (stack.clone(), turns.clone());
+        async move {
+            let dials = stack.login(login).await?;
+            Ok::<_, BoxError>(dials.map_request(move |mut dial: Dial| {
+                let rooms = [Some("room-1"), Some("room-2"), None];
+                if let Some(id) = rooms[turns.fetch_add(1, Ordering::Relaxed) % 3] {
+                    dial.extensions.insert(OnlyClient { id: id.into(), account: "east".into() });
+                }
+                dial
+            }))
+        }
+    });
+    let mut user = stage.user_of(HttpProxy::new(choosing));
+    let mut targets = Vec::new();
+    for _ in 0..3 {
+        user.say(GET).await;
+        let mut target =
+            tokio::time::timeout(Duration::from_secs(1), stage.target()).await.expect("one of its own");
+        target.head().await;
+        target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+        user.head().await;
+        targets.push(target);
+    }
+    for target in &mut targets {
+        user.say(GET).await;
+        target.head().await;
+        target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+        user.head().await;
+    }
+    assert_eq!((stage.dials(), stage.opened()), (6, 3));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_kept_stream_is_closed_when_the_user_pauses() {
     let stage = Stage::keeping();
     let mut user = stage.user();
@@ -898,7 +940,7 @@ async fn a_slow_reader_stops_the_target() {
 #[tokio::test]
 async fn a_user_who_leaves_while_the_dial_is_under_way_gives_it_up() {
     let (gone, mut given_up) = tokio::sync::mpsc::channel::<()>(1);
-    let dials = tower::service_fn(move |_: anyproxy_core::Dial| {
+    let dials = tower::service_fn(move |_: Dial| {
         let gone = gone.clone();
         async move {
             let _gone = gone;
@@ -969,7 +1011,7 @@ async fn tower_http_s_layers_fit_as_they_are() {
 
 #[tokio::test]
 async fn r7_a_panic_costs_its_request_alone() {
-    let dials = tower::service_fn(|_: anyproxy_core::Dial| async {
+    let dials = tower::service_fn(|_: Dial| async {
         if true {
             panic!("injected");
         }
@@ -1002,7 +1044,7 @@ async fn i5_a_cut_response_whose_end_is_the_connection_s_is_a_reset() {
         target.say(&format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{response}")).await;
         drop(target);
         assert!(user.rest().await.ends_with("\r\n\r\nhello"));
-        assert_eq!(aborted.load(std::sync::atomic::Ordering::SeqCst), !whole);
+        assert_eq!(aborted.load(Ordering::SeqCst), !whole);
     }
 }
 
