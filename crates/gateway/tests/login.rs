@@ -2,14 +2,17 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyproxy_gateway::Config;
+use anyproxy_core::{BoxError, Login, Outcome};
+use anyproxy_gateway::{ClientAccount, Clients, Config, Gateway};
 use anyproxy_tunnel::frame::{ClientHello, GoAwayCode};
-use anyproxy_tunnel::{TunnelError, UpgradeError};
-use support::House;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use anyproxy_tunnel::{TunnelError, UpgradeError, WebSocket};
+use support::{House, request, source};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::time::{Instant, timeout};
+use tower::{ServiceBuilder, service_fn};
 
 const HEAD: &str = "Host: gw.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: anyproxy.v1\r\n";
@@ -27,6 +30,20 @@ async fn a_client_of_an_account_is_connected_in_its_group() {
     let client = &house.serving("blue")[0];
     assert_eq!(client.tunnels().map(|tunnel| tunnel.session).collect::<Vec<_>>(), [peer.hello.session]);
     assert_eq!(&**client.account().name(), "east");
+}
+
+#[tokio::test]
+async fn a_connection_can_be_spawned_whatever_knows_the_accounts() {
+    let authenticate = ServiceBuilder::new().timeout(Duration::from_secs(60)).service(service_fn(
+        |login: Login| async move {
+            let name = login.credentials.ok_or(Outcome::LoginRequired)?.username;
+            Ok::<_, BoxError>(Arc::new(ClientAccount::new(name, ["blue"])))
+        },
+    ));
+    let gateway = Gateway::new(authenticate, Clients::default(), Config::default());
+    let (near, far) = duplex(64 * 1024);
+    tokio::spawn(async move { gateway.serve_connection(far, source()).await });
+    WebSocket::connect(near, request("east", "blue")).await.unwrap();
 }
 
 #[tokio::test]

@@ -156,20 +156,26 @@ where
     /// # Cancel safety
     ///
     /// Dropping the future ends the connection and whatever was under way on it.
-    pub async fn serve_connection<U: Connection>(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "`Send` is proved here, for any stack: rustc fails at it where one with boxed errors is spawned"
+    )]
+    pub fn serve_connection<U: Connection>(
         &self,
         user: U,
         source: SocketAddr,
         stop: &CancellationToken,
-    ) {
-        // Boxed, so that a relay that lasts for hours does not keep the room of an HTTP machine.
-        let session = Session::new(&self.config);
-        let park = session.park.clone();
-        let served = Box::pin(self.speak_http1(user, source, session, stop)).await;
-        let Some((user, early, stream)) = served else { return Box::pin(park.close()).await };
-        let relay = Relay::new(user, stream, self.config.relay).with_early(early);
-        let (end, ()) = tokio::join!(relay, Box::pin(async move { park.close().await }));
-        debug!(%source, %end, "tunnel closed");
+    ) -> impl Future<Output = ()> + Send {
+        async move {
+            // Boxed, so that a relay that lasts for hours does not keep the room of an HTTP machine.
+            let session = Session::new(&self.config);
+            let park = session.park.clone();
+            let served = Box::pin(self.speak_http1(user, source, session, stop)).await;
+            let Some((user, early, stream)) = served else { return Box::pin(park.close()).await };
+            let relay = Relay::new(user, stream, self.config.relay).with_early(early);
+            let (end, ()) = tokio::join!(relay, Box::pin(async move { park.close().await }));
+            debug!(%source, %end, "tunnel closed");
+        }
     }
 
     /// Serves HTTP/2 on one connection until it ends, its tunnels included. After `stop` no new requests are taken.
@@ -177,16 +183,27 @@ where
     /// # Cancel safety
     ///
     /// As [`serve_connection`](Self::serve_connection).
-    pub async fn serve_http2<U: Connection>(&self, user: U, source: SocketAddr, stop: &CancellationToken) {
-        let session = Session::new(&self.config);
-        let service = self.service(source, &session);
-        let user = Watched::new(user, session.clone(), &self.config, true);
-        let handoff = Handoff::<StreamOf<M>>::default;
-        let served = crate::http2::serve(user, service, handoff, &self.config, &session, stop);
-        if let Err(error) = Box::pin(served).await {
-            debug!(%source, error = ?error.to_string(), "connection ended");
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "`Send` is proved here, for any stack: rustc fails at it where one with boxed errors is spawned"
+    )]
+    pub fn serve_http2<U: Connection>(
+        &self,
+        user: U,
+        source: SocketAddr,
+        stop: &CancellationToken,
+    ) -> impl Future<Output = ()> + Send {
+        async move {
+            let session = Session::new(&self.config);
+            let service = self.service(source, &session);
+            let user = Watched::new(user, session.clone(), &self.config, true);
+            let handoff = Handoff::<StreamOf<M>>::default;
+            let served = crate::http2::serve(user, service, handoff, &self.config, &session, stop);
+            if let Err(error) = Box::pin(served).await {
+                debug!(%source, error = ?error.to_string(), "connection ended");
+            }
+            session.park.close().await;
         }
-        session.park.close().await;
     }
 
     /// The part of a connection that is HTTP: ends with what a relay needs if a tunnel was opened.

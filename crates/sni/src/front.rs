@@ -101,12 +101,22 @@ impl<M: GatewayStack> Sni<M> {
     /// # Cancel safety
     ///
     /// Dropping the future ends the connection, with a reset if a stream was up.
-    pub async fn serve_connection<U: Connection>(&self, user: U, source: SocketAddr) {
-        // Boxed, so that a relay that lasts for hours does not keep the room of a hello.
-        let connected = Box::pin(self.connect(user, source)).await;
-        let Some(relay) = connected else { return };
-        let end = relay.await;
-        debug!(%source, %end, "relay ended");
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "`Send` is proved here, for any stack: rustc fails at it where one with boxed errors is spawned"
+    )]
+    pub fn serve_connection<U: Connection>(
+        &self,
+        user: U,
+        source: SocketAddr,
+    ) -> impl Future<Output = ()> + Send {
+        async move {
+            // Boxed, so that a relay that lasts for hours does not keep the room of a hello.
+            let connected = Box::pin(self.connect(user, source)).await;
+            let Some(relay) = connected else { return };
+            let end = relay.await;
+            debug!(%source, %end, "relay ended");
+        }
     }
 
     /// From the first byte to the moment bytes are only carried.

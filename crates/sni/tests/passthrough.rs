@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyproxy_core::{Dial, Front, GatewayStack, Login, Outcome};
+use anyproxy_core::{BoxError, Dial, Front, GatewayStack, Login, Outcome};
 use anyproxy_sni::Sni;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tower::make::Shared;
-use tower::service_fn;
+use tower::{ServiceBuilder, service_fn};
 
 #[tokio::test]
 async fn the_target_hears_everything_from_the_first_byte() {
@@ -32,6 +33,23 @@ async fn the_target_hears_everything_from_the_first_byte() {
     let mut answer = [0; 12];
     user.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"server hello");
+}
+
+#[tokio::test]
+async fn a_connection_can_be_spawned_whatever_its_stack_is_made_of() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let dials = ServiceBuilder::new().timeout(Duration::from_secs(60)).service(service_fn(
+        move |_: Dial| async move { Ok::<_, BoxError>(BufReader::new(TcpStream::connect(address).await?)) },
+    ));
+    let front = Sni::new(Shared::new(dials), |_| true);
+    let (mut user, far) = duplex(4096);
+    tokio::spawn(async move { front.serve_connection(far, ([192, 0, 2, 1], 4000).into()).await });
+    let said = hello("www.example.com");
+    user.write_all(&said).await.unwrap();
+    let mut heard = vec![0; said.len()];
+    listener.accept().await.unwrap().0.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, said);
 }
 
 #[tokio::test]
