@@ -87,7 +87,7 @@ impl<M: GatewayStack> LineFront<M> {
         target: Target,
         source: SocketAddr,
     ) -> Result<impl anyproxy_core::ByteStream + use<M>, BoxError> {
-        let dials = self.stack.login(Login { credentials: None, source, front: LINE }).await?;
+        let dials = self.stack.login(Login::new(None, source, LINE)).await?;
         dials.dial(Dial::tcp(target, source, LINE)).await
     }
 }

@@ -114,7 +114,7 @@ async fn connect<M: GatewayStack>(
 ) -> Result<(), BoxError> {
     let target = request.uri().authority().ok_or(Outcome::InvalidTarget)?;
     let target = Target::parse(target.as_str())?;
-    let login = Login { credentials: credentials(request.headers()), source, front: Front::HTTP };
+    let login = Login::new(credentials(request.headers()), source, Front::HTTP);
     let stream = stack.login(login).await?.dial(Dial::tcp(target, source, Front::HTTP)).await?;
     tunnels.spawn(async move {
         // Once the 200 has left, hyper gives the connection back, with what the user has sent since.

@@ -41,6 +41,7 @@ impl fmt::Display for Front {
 /// Answered by a dial service that is bound to an [`Identity`](crate::Identity), so that no front can dial for a
 /// user it has not asked about.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Login {
     /// What the user presented; `None` where the protocol carried nothing.
     pub credentials: Option<Credentials>,
@@ -48,4 +49,12 @@ pub struct Login {
     pub source: SocketAddr,
     /// The front that asks.
     pub front: Front,
+}
+
+impl Login {
+    /// The login of a user who is connected from `source` and presented `credentials`, if anything.
+    #[must_use]
+    pub const fn new(credentials: Option<Credentials>, source: SocketAddr, front: Front) -> Self {
+        Self { credentials, source, front }
+    }
 }

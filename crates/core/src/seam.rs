@@ -219,7 +219,7 @@ mod tests {
     #[tokio::test]
     async fn a_stack_is_forgotten_and_its_dial_services_stay_what_they_are() {
         let stack: BoxGateway<Strict> = BoxGateway::of(tower::make::Shared::new(Strict::default()));
-        let login = Login { credentials: None, source: ([192, 0, 2, 1], 9).into(), front: Front::HTTP };
+        let login = Login::new(None, ([192, 0, 2, 1], 9).into(), Front::HTTP);
         let dials: Strict = stack.login(login).await.unwrap();
         let target = Target::parse("t.lan:1").unwrap();
         assert!(dials.dial(Dial::tcp(target, ([192, 0, 2, 1], 9).into(), Front::HTTP)).await.is_ok());

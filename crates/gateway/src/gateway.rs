@@ -267,7 +267,7 @@ impl<A: Authenticate> Gateway<A> {
 
     async fn judge(&self, request: &Request<Incoming>, source: SocketAddr) -> Result<(Wish, Entry), Refused> {
         let mut wish = Wish::read(request)?;
-        let login = Login { credentials: wish.credentials.take(), source, front: FRONT };
+        let login = Login::new(wish.credentials.take(), source, FRONT);
         let account = self.authenticate.clone().oneshot(login).await.map_err(|error| {
             let error: BoxError = error.into();
             let outcome = Outcome::of(&*error);

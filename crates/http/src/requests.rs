@@ -128,7 +128,7 @@ impl<M: GatewayStack> Served<M> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + Send + 'static,
     {
         let credentials = credentials(&parts.headers)?;
-        let login = self.stack.login(Login { credentials, source: self.source, front: Front::HTTP });
+        let login = self.stack.login(Login::new(credentials, self.source, Front::HTTP));
         let dials = login.await.map_err(|error| Refusal::of(&*error))?;
         if self.was_here(&parts.headers) {
             return Err(Refusal::proxy_loop());

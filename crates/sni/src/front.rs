@@ -176,7 +176,7 @@ impl<M: GatewayStack> Sni<M> {
     }
 
     async fn dial(&self, target: Target, source: SocketAddr) -> Result<impl ByteStream + use<M>, BoxError> {
-        let login = Login { credentials: None, source, front: Front::SNI };
+        let login = Login::new(None, source, Front::SNI);
         let dials = self.stack.login(login).await?;
         dials.dial(Dial::tcp(target, source, Front::SNI)).await
     }

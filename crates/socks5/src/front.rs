@@ -195,7 +195,7 @@ impl<M: GatewayStack> Socks5<M> {
                 }
                 Event::Login(credentials) => {
                     let name = User::Name(credentials.username.clone());
-                    let login = Login { credentials: Some(credentials), source, front: Front::SOCKS5 };
+                    let login = Login::new(Some(credentials), source, Front::SOCKS5);
                     let verdict = self.stack.login(login).await;
                     say(user, &handshake.judge(verdict.is_ok())).await?;
                     session = Some((verdict.map_err(Parting::Refused)?, name));
@@ -212,7 +212,7 @@ impl<M: GatewayStack> Socks5<M> {
     /// dial with.
     async fn method(&self, methods: Methods, source: SocketAddr) -> (Option<Method>, Option<M::Response>) {
         if methods.contains(Method::None) {
-            let login = Login { credentials: None, source, front: Front::SOCKS5 };
+            let login = Login::new(None, source, Front::SOCKS5);
             match self.stack.login(login).await {
                 Ok(dials) => return (Some(Method::None), Some(dials)),
                 Err(error) => debug!(%source, %error, "not without a login"),

@@ -47,7 +47,7 @@ fn login(c: &mut Criterion) {
     c.bench_function("lockout_and_auth", |b| {
         b.iter(|| {
             let credentials = Some(Credentials::new("user7", "secret"));
-            runtime.block_on(stack.login(black_box(Login { credentials, source, front: Front::HTTP })))
+            runtime.block_on(stack.login(black_box(Login::new(credentials, source, Front::HTTP))))
         });
     });
 }

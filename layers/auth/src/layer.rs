@@ -136,11 +136,8 @@ mod tests {
     use crate::{Accounts, User, Verify};
 
     fn login(password: &str) -> Login {
-        Login {
-            credentials: Some(Credentials::new("alice", password)),
-            source: "192.0.2.1:4000".parse().unwrap(),
-            front: Front::HTTP,
-        }
+        let credentials = Credentials::new("alice", password);
+        Login::new(Some(credentials), "192.0.2.1:4000".parse().unwrap(), Front::HTTP)
     }
 
     fn dial() -> Dial {

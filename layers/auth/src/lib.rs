@@ -23,7 +23,7 @@
 //! let source = "192.0.2.1:4000".parse()?;
 //! let login = |password| {
 //!     let credentials = Some(Credentials::new("alice", password));
-//!     stack.login(Login { credentials, source, front: Front::HTTP })
+//!     stack.login(Login::new(credentials, source, Front::HTTP))
 //! };
 //! let dials = login("secret").await?;
 //! dials.dial(Dial::tcp(Target::parse("printer.lan:631")?, source, Front::HTTP)).await?;

@@ -363,7 +363,7 @@ mod tests {
 
     fn login(source: &str, password: Option<&str>) -> Login {
         let credentials = password.map(|password| Credentials::new("alice", password));
-        Login { credentials, source: source.parse().unwrap(), front: Front::HTTP }
+        Login::new(credentials, source.parse().unwrap(), Front::HTTP)
     }
 
     /// Lets `"right"` in.

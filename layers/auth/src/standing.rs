@@ -123,8 +123,7 @@ mod tests {
                 |_: Dial| async { Ok::<_, BoxError>(tokio::io::BufReader::new(tokio::io::duplex(64).0)) },
             );
         let source = "192.0.2.1:4000".parse().unwrap();
-        let login =
-            Login { credentials: Some(Credentials::new("alice", "secret")), source, front: Front::SOCKS5 };
+        let login = Login::new(Some(Credentials::new("alice", "secret")), source, Front::SOCKS5);
         let dials = stack.login(login).await.unwrap();
         let dial = || Dial::tcp(Target::parse("printer.lan:631").unwrap(), source, Front::SOCKS5);
         dials.dial(dial()).await.unwrap();

@@ -292,11 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_login_without_credentials_is_missing_not_wrong() {
         let mut verify = Verify::new(Accounts::new([]).unwrap());
-        let login = Login {
-            credentials: None,
-            source: "192.0.2.1:4000".parse().unwrap(),
-            front: anyproxy_core::Front::HTTP,
-        };
+        let login = Login::new(None, "192.0.2.1:4000".parse().unwrap(), anyproxy_core::Front::HTTP);
         assert!(verify.call(login).await.unwrap_err().is_missing());
         assert!(verify.verify(credentials("alice", "secret")).await.unwrap_err().is_wrong());
     }

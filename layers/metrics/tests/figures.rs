@@ -190,7 +190,7 @@ async fn wrong_logins_are_counted() {
         .layer(service_fn(|_: Login| async { Err::<Dials, _>(io::Error::other(Outcome::LoginRequired)) }));
     // The first asks for a login, as all do that are told 407; the second is wrong.
     for credentials in [None, Some(Credentials::new("alice", "wrong"))] {
-        let login = Login { credentials, source: "192.0.2.1:4000".parse().unwrap(), front: Front::HTTP };
+        let login = Login::new(credentials, "192.0.2.1:4000".parse().unwrap(), Front::HTTP);
         logins.login(login).await.map(drop).unwrap_err();
     }
     assert_line(&handle, r#"anyproxy_logins_total{front="http",outcome="login_required"} 1"#);
