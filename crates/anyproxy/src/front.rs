@@ -56,13 +56,12 @@ impl Served {
 }
 
 fn http(front: &Front, relay: RelayConfig, stack: Gateway) -> HttpProxy<Gateway> {
-    HttpProxy::new(stack).with_config(anyproxy_http::Config {
-        head_timeout: front.handshake_timeout,
-        keep_alive_timeout: front.keep_alive_timeout,
-        idle_timeout: relay.idle_timeout,
-        relay,
-        ..anyproxy_http::Config::default()
-    })
+    let mut config = anyproxy_http::Config::default();
+    config.head_timeout = front.handshake_timeout;
+    config.keep_alive_timeout = front.keep_alive_timeout;
+    config.idle_timeout = relay.idle_timeout;
+    config.relay = relay;
+    HttpProxy::new(stack).with_config(config)
 }
 
 fn socks5(front: &Front, relay: RelayConfig, associations: usize, stack: Gateway) -> Socks5<Gateway> {

@@ -10,6 +10,7 @@ const SMALLEST_HEAD: usize = 8 * 1024;
 
 /// The settings of an HTTP front. `Config::default()` is what a gateway on the open internet wants.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
     /// What a login dialogue calls this place (default: AnyProxy).
     pub realm: Realm,

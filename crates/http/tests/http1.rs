@@ -1026,7 +1026,8 @@ async fn r7_a_panic_costs_its_request_alone() {
 
 #[tokio::test]
 async fn config_names_the_proxy_and_its_realm() {
-    let config = Config { name: ProxyName::new("other").unwrap(), ..Config::default() };
+    let mut config = Config::default();
+    config.name = ProxyName::new("other").unwrap();
     let stage = Stage::refusing(Outcome::Unresolved);
     let mut user = stage.user_of(HttpProxy::new(stage.stack()).with_config(config));
     user.say(GET).await;

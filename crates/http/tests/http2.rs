@@ -602,7 +602,8 @@ impl User {
 }
 
 fn serve(stage: &Stage, far: tokio::io::DuplexStream) {
-    let config = Config { name: ProxyName::new("gate").unwrap(), ..Config::default() };
+    let mut config = Config::default();
+    config.name = ProxyName::new("gate").unwrap();
     let proxy = HttpProxy::new(stage.stack()).with_config(config);
     let stop = stage.stop.clone();
     tokio::spawn(async move { proxy.serve_http2(far, source(), &stop).await });

@@ -122,7 +122,8 @@ impl Stage {
 
     /// A new connection to a front that is called `gate`.
     pub(crate) fn user(&self) -> User {
-        let config = Config { name: ProxyName::new("gate").unwrap(), ..Config::default() };
+        let mut config = Config::default();
+        config.name = ProxyName::new("gate").unwrap();
         self.user_of(HttpProxy::new(self.stack()).with_config(config))
     }
 
