@@ -152,6 +152,7 @@ impl Replicas {
 ///
 /// The client's own rules hold for the target, as for every other.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenPort {
     /// The port the gateway listens on.
     pub remote_port: u16,
@@ -162,6 +163,12 @@ pub struct OpenPort {
 }
 
 impl OpenPort {
+    /// The port `remote_port` of the gateways, which leads to `target`.
+    #[must_use]
+    pub const fn new(remote_port: u16, target: Target, transport: Transport) -> Self {
+        Self { remote_port, target, transport }
+    }
+
     pub(crate) const fn request(&self) -> PortRequest {
         PortRequest { port: self.remote_port, transport: self.transport }
     }

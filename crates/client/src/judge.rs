@@ -146,11 +146,7 @@ mod tests {
     fn the_gateway_s_rules_judge_a_port_by_the_name_they_know_it_by() {
         let rule = Rule::allow([Pattern::parse("localhost:2222").unwrap()]);
         let theirs = Policy::new([Rules::new("test", Action::Deny, [rule])]);
-        let ports = [OpenPort {
-            remote_port: 2222,
-            target: Target::parse("127.0.0.1:22").unwrap(),
-            transport: Transport::Tcp,
-        }];
+        let ports = [OpenPort::new(2222, Target::parse("127.0.0.1:22").unwrap(), Transport::Tcp)];
         let open = Open { front: "port".into(), ..Open::tcp(HostRef::Name("localhost".into()), 2222) };
         let everything = Policy::default();
         let judge = Judge::new(&open, &ports, &everything, Some(&theirs)).unwrap();

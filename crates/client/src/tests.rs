@@ -364,7 +364,7 @@ async fn i11_rules_swapped_in_hold_from_the_next_open_on() {
 async fn an_open_of_an_asked_for_port_leads_to_its_target_under_the_own_rules() {
     let (target, listener) = target().await;
     let world = World::new(|config| {
-        let port = |remote_port, target| OpenPort { remote_port, target, transport: Transport::Tcp };
+        let port = |remote_port, target| OpenPort::new(remote_port, target, Transport::Tcp);
         config.open_ports =
             vec![port(2222, target.try_into().unwrap()), port(2223, Target::parse("127.0.0.3:22").unwrap())];
         config.rules = forbidden(&["127.0.0.3"]);

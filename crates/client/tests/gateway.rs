@@ -30,11 +30,8 @@ async fn a_client_logs_in_and_serves_and_comes_back() {
     let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = gateway.client(|config| {
         config.group = "büro".into();
-        config.open_ports = vec![OpenPort {
-            remote_port: 2222,
-            target: Target::parse("127.0.0.1:22").unwrap(),
-            transport: Transport::Tcp,
-        }];
+        let target = Target::parse("127.0.0.1:22").unwrap();
+        config.open_ports = vec![OpenPort::new(2222, target, Transport::Tcp)];
     });
     for round in 0..2 {
         let (request, hello, tunnel, cut) = gateway.welcome().await;

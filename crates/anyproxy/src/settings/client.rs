@@ -88,14 +88,12 @@ impl Client {
             };
             let host = Host::parse(port.local_host.as_deref().unwrap_or("127.0.0.1"));
             let target = host.and_then(|host| Target::new(host, local_port));
-            Ok(OpenPort {
-                remote_port,
-                target: target.map_err(|error| source.mistake(spanned.defined, error.to_string()))?,
-                transport: match port.protocol {
-                    None | Some(config::Protocol::Tcp) => Transport::Tcp,
-                    Some(config::Protocol::Udp) => Transport::Udp,
-                },
-            })
+            let target = target.map_err(|error| source.mistake(spanned.defined, error.to_string()))?;
+            let transport = match port.protocol {
+                None | Some(config::Protocol::Tcp) => Transport::Tcp,
+                Some(config::Protocol::Udp) => Transport::Udp,
+            };
+            Ok(OpenPort::new(remote_port, target, transport))
         };
         section.open_ports.iter().flatten().map(port).collect()
     }
