@@ -19,10 +19,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::failure::Failure;
 use crate::listen;
+use crate::logging::DroppedLines;
 
 /// Connections at once; a scraper needs one.
 const MAX_CONNECTIONS: usize = 64;
@@ -62,12 +62,12 @@ pub(crate) fn measure_dropped(dropped: &DroppedDatagrams) {
 struct Recorder {
     handle: PrometheusHandle,
     process: Collector,
-    dropped_lines: ErrorCounter,
+    dropped_lines: DroppedLines,
 }
 
 impl Recorder {
     /// Installs the recorder. Before any layer is built: layers take their handles then.
-    fn install(dropped_lines: ErrorCounter) -> Result<Self, Failure> {
+    fn install(dropped_lines: DroppedLines) -> Result<Self, Failure> {
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
             .and_then(PrometheusBuilder::install_recorder)
@@ -82,8 +82,7 @@ impl Recorder {
     fn render(&self, probe: &dyn Probe) -> String {
         probe.measure();
         self.process.collect();
-        metrics::counter!("anyproxy_log_lines_dropped_total")
-            .absolute(self.dropped_lines.dropped_lines() as u64);
+        metrics::counter!("anyproxy_log_lines_dropped_total").absolute(self.dropped_lines.count());
         self.handle.render()
     }
 
@@ -117,7 +116,7 @@ impl Bound {
     /// Binds what the file's `admin` section says; without one there is no listener and nothing is recorded.
     pub(crate) fn new(
         admin: Option<&anyproxy_config::Admin>,
-        dropped_lines: ErrorCounter,
+        dropped_lines: DroppedLines,
     ) -> Result<Option<Self>, Failure> {
         let Some(admin) = admin else { return Ok(None) };
         let address = address(admin)?;
@@ -178,7 +177,10 @@ fn describe() {
         "Datagrams that found no room in a tunnel, in either direction"
     );
     metrics::describe_counter!("anyproxy_reloads_total", "SIGHUPs, by whether the file was taken over");
-    metrics::describe_counter!("anyproxy_log_lines_dropped_total", "Log lines nobody took in time");
+    metrics::describe_counter!(
+        "anyproxy_log_lines_dropped_total",
+        "Log lines nobody took in time, or that could not be written"
+    );
 }
 
 fn respond(request: &Request<Incoming>, recorder: &Recorder, probe: &dyn Probe) -> Response<Full<Bytes>> {

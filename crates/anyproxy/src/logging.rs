@@ -1,7 +1,9 @@
 //! Where log lines go: through a bounded queue to a thread that writes, so that a pipe nobody drains stops no
-//! traffic. Lines that do not fit are counted and dropped.
+//! traffic. Lines that do not fit, or cannot be written, are counted and dropped.
 
-use std::sync::mpsc;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -26,15 +28,53 @@ const LAST_LINES: Duration = Duration::from_millis(1_200);
 /// are dropped have a line to write, too.
 pub(crate) struct Logging {
     writer: Option<WorkerGuard>,
-    dropped: ErrorCounter,
+    dropped: DroppedLines,
     #[cfg(feature = "otlp")]
     _traces: Option<traces::Export>,
 }
 
 impl Logging {
-    /// Lines that were dropped because nobody took them.
-    pub(crate) fn dropped_lines(&self) -> ErrorCounter {
+    /// Lines that were dropped.
+    pub(crate) fn dropped_lines(&self) -> DroppedLines {
         self.dropped.clone()
+    }
+}
+
+/// Lines that nobody will read, because they found no room in the queue, or the output did not take them.
+#[derive(Clone)]
+pub(crate) struct DroppedLines {
+    unqueued: ErrorCounter,
+    unwritten: Arc<AtomicU64>,
+}
+
+impl DroppedLines {
+    /// How many there are so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.unqueued.dropped_lines() as u64 + self.unwritten.load(Ordering::Relaxed)
+    }
+}
+
+/// The output behind the queue. The writing thread goes on after a line that failed (a full disk, a pipe that nobody
+/// holds any more) and tells nobody.
+struct Output<W> {
+    to: W,
+    unwritten: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Output<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.to.write(bytes)
+    }
+
+    /// One line, and all of it: that is how the thread writes.
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        self.to.write_all(line).inspect_err(|_| {
+            self.unwritten.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 
@@ -58,11 +98,12 @@ impl Drop for Logging {
 pub(crate) fn start(log: Option<&Log>) -> Logging {
     let log = log.cloned().unwrap_or_default();
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUED_LINES);
+    let unwritten = Arc::<AtomicU64>::default();
     let (writer, guard) = match log.output.unwrap_or(LogOutput::Stdout) {
-        LogOutput::Stdout => builder.finish(std::io::stdout()),
-        LogOutput::Stderr => builder.finish(std::io::stderr()),
+        LogOutput::Stdout => builder.finish(Output { to: io::stdout(), unwritten: unwritten.clone() }),
+        LogOutput::Stderr => builder.finish(Output { to: io::stderr(), unwritten: unwritten.clone() }),
     };
-    let dropped = writer.error_counter();
+    let dropped = DroppedLines { unqueued: writer.error_counter(), unwritten };
     let filter = filter(log.level.unwrap_or(LogLevel::Info));
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false);
     let registry = tracing_subscriber::registry();
@@ -107,4 +148,31 @@ fn filter(level: LogLevel) -> Targets {
         .with_default(ours.min(LevelFilter::WARN))
         .with_target("anyproxy", ours)
         .with_target("access", ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn f8_each_line_that_the_output_does_not_take_is_counted() {
+        let full_disk = File::options().write(true).open("/dev/full").unwrap();
+        let (closed_pipe, reader) = UnixStream::pair().unwrap();
+        drop(reader);
+        let outputs: [Box<dyn Write + Send>; 2] = [Box::new(full_disk), Box::new(closed_pipe)];
+        for to in outputs {
+            let unwritten = Arc::<AtomicU64>::default();
+            let output = Output { to, unwritten: unwritten.clone() };
+            let (mut writer, guard) = NonBlockingBuilder::default().finish(output);
+            for _ in 0..3 {
+                writer.write_all(b"a line\n").unwrap();
+            }
+            drop(guard);
+            let dropped = DroppedLines { unqueued: writer.error_counter(), unwritten };
+            assert_eq!(dropped.count(), 3);
+        }
+    }
 }
