@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyproxy_tests::{
-    HttpTarget, Options, Output, PASSWORD, Program, RefusingTarget, Result, Stage, Target, USER, Way, run,
-    tool, tunnel,
+    HttpTarget, Options, Output, PASSWORD, Program, RefusingTarget, Result, Stage, Target, USER, Way, head,
+    run, tool, tunnel,
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -583,6 +583,7 @@ async fn both_ends_write_one_line_about_a_stream_under_the_same_name() -> Result
     let told = stage.client.line("a tunnel", |line| line["message"] == "a tunnel to the gateway stands")?;
     let heard = stage.gateway.line("a client", |line| line["message"] == "client connected")?;
     assert!(session(&told).is_some() && session(&told) == session(&heard), "{told} {heard}");
+    assert_eq!(heard["client"], "client-1", "by which it is found in the streams' lines: {heard}");
     // A refusal has one as well, at both ends where both had a say.
     let refusing = RefusingTarget::start()?;
     let gone = refusing.addr();
@@ -627,6 +628,13 @@ async fn o1_nobody_s_words_forge_a_line_or_speak_to_a_terminal() -> Result {
         }
         let mut client = Program::spawn(client.env("ANYPROXY_LOG__FORMAT", format).current_dir(dir.path()))?;
         client.text("a tunnel", |line| line.contains("a tunnel to the gateway stands").then_some(()))?;
+        // A stream that this client serves has its name in a line at each end.
+        let echo = Target::echo().await?;
+        let target = echo.addr();
+        let mut served = tokio::net::TcpStream::connect(("127.0.0.1", http)).await?;
+        served.write_all(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes()).await?;
+        assert!(head(&mut served).await?.starts_with("HTTP/1.1 200 "));
+        drop(served);
         // Names of users and of hosts, in all the ways there are to say them.
         let long = EVIL.repeat(3);
         let mut asked = tokio::net::TcpStream::connect(("127.0.0.1", socks5)).await?;

@@ -2,7 +2,7 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyproxy_core::StreamRef;
+use anyproxy_core::{StreamRef, printable};
 use anyproxy_tunnel::OpenRequest;
 use anyproxy_tunnel::frame::{HostRef, Network, Open};
 use tokio::time::Instant;
@@ -106,7 +106,7 @@ impl AccessLine {
             source,
             network = self.network,
             target,
-            client = &*self.client,
+            client = &*printable(&self.client),
             bytes_up = self.passed.up,
             bytes_down = self.passed.down,
             open_ms = self.opened.map(|opened| milliseconds(opened - self.begun)),

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyproxy_core::{BoxError, Login, Outcome};
+use anyproxy_core::{BoxError, Login, Outcome, printable};
 use anyproxy_front::{DEFAULT_HANDSHAKE_TIMEOUT, Listener, Rewind, Throttle, Tls};
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, GoAwayCode};
 use anyproxy_tunnel::{Accepting, CloseReason, Driver, TunnelError, WebSocket, accept, tune};
@@ -329,7 +329,7 @@ impl Hall {
         let link = Link::new(tunnel, session);
         let registration = self.clients.register(&claim, link.clone()).map_err(Failure::Registry)?;
         info!(
-            client = ?claim.id, group = &*claim.group, account = &**claim.account.name(), %source,
+            client = &*printable(&claim.id), group = &*claim.group, account = &**claim.account.name(), %source,
             session = format_args!("{session:016x}"), ?software, "client connected"
         );
         Ok(Registered { claim, link, driver, registration, leases })
@@ -400,7 +400,7 @@ impl Registered {
         drop(registration);
         drop(leases);
         info!(
-            client = ?claim.id,
+            client = &*printable(&claim.id),
             group = &*claim.group,
             session = format_args!("{:016x}", link.session),
             reason = reason.as_str(),

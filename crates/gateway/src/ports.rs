@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyproxy_core::{
-    Account, Association, BoxDial, Dial, DialService, Front, Host, Identity, OnlyClient, Target,
+    Account, Association, BoxDial, Dial, DialService, Front, Host, Identity, OnlyClient, Target, printable,
 };
 use anyproxy_front::{Connection, Listener, RelayConfig, lost, relay};
 use anyproxy_tunnel::Memory;
@@ -191,7 +191,7 @@ impl Ports {
     fn lease_one(&self, claim: &Claim, request: PortRequest, memory: &Memory) -> Result<Lease, Unleased> {
         if !claim.account.may_open(request.port) {
             warn!(
-                client = ?claim.id,
+                client = &*printable(&claim.id),
                 account = &**claim.account.name(),
                 port = request.port,
                 "port refused: not one of its account"
@@ -234,11 +234,11 @@ impl Ports {
             gone: CancellationToken::new(),
         };
         self.spawn(request, &holder, memory).map_err(|error| {
-            warn!(client = ?claim.id, port = request.port, %error, "cannot open a client's port");
+            warn!(client = &*printable(&claim.id), port = request.port, %error, "cannot open a client's port");
             let taken = error.kind() == io::ErrorKind::AddrInUse;
             Unleased::Refused(if taken { PortStatus::Taken } else { PortStatus::Failed })
         })?;
-        info!(client = ?claim.id, port = request.port, transport = ?request.transport, "opened a client's port");
+        info!(client = &*printable(&claim.id), port = request.port, transport = ?request.transport, "opened a client's port");
         let lease = Lease(holder.tunnels.clone());
         open.insert(request, holder);
         Ok(lease)

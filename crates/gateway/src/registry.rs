@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyproxy_core::{Dial, Endpoints, FOR_EVER, Network, OnlyClient};
+use anyproxy_core::{Dial, Endpoints, FOR_EVER, Network, OnlyClient, printable};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -236,7 +236,7 @@ impl Clients {
         self.0.present.send_modify(|present| present.wanted = Some(wanted.clone()));
         for client in self.connected() {
             if !wanted(client.account()) {
-                info!(client = ?client.id(), "client is no longer wanted");
+                info!(client = &*printable(client.id()), "client is no longer wanted");
                 client.links().iter().for_each(|link| link.tunnel.close());
             }
         }
@@ -515,7 +515,7 @@ impl Seat {
     fn oust(&mut self, old: &Client, returns: u32) {
         if returns > 0 {
             warn!(
-                client = ?old.id(),
+                client = &*printable(old.id()),
                 account = &**old.account().name(),
                 returns,
                 "two processes use the same client id"

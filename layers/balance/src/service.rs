@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use anyproxy_core::{BoxError, Dial, Endpoint, Endpoints, Fault};
+use anyproxy_core::{BoxError, Dial, Endpoint, Endpoints, Fault, printable};
 use arc_swap::ArcSwap;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -247,7 +247,11 @@ impl<E: Endpoints> Attempts<E> {
         if fault.is_failure()
             && let Some(time) = self.shared.health.failed(member.name(), self.settings.ejection, members)
         {
-            tracing::warn!(client = ?member.name(), seconds = time.as_secs(), "client fails and gets no dials for a while");
+            tracing::warn!(
+                client = &*printable(member.name()),
+                seconds = time.as_secs(),
+                "client fails and gets no dials for a while"
+            );
         }
     }
 

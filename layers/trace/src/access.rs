@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyproxy_core::{Dial, Ending, Front, Identity, Journal, Meter, Network, Outcome, Target};
+use anyproxy_core::{Dial, Ending, Front, Identity, Journal, Meter, Network, Outcome, Target, printable};
 
 /// What the access line of one dial will say: rides in the stream and is written when that is dropped.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl AccessLine {
             source = %self.source,
             network = self.network.as_str(),
             target = %self.target,
-            client = self.journal.client().as_deref(),
+            client = self.journal.client().as_deref().map(printable).as_deref(),
             bytes_up = self.bytes_up,
             bytes_down = self.bytes_down,
             queue_ms = millis(self.journal.queued()),
