@@ -313,7 +313,7 @@ impl Hall {
         }
         let claim = claim(hello, entry);
         if let Err(refusal) = self.clients.check(&claim) {
-            accepting.refuse(GoAwayCode::Refused, &refusal.to_string()).await;
+            accepting.refuse(refusal.code(), &refusal.to_string()).await;
             return Err(Failure::Registry(refusal));
         }
         let (verdicts, leases) = match &self.ports {
@@ -327,7 +327,17 @@ impl Hall {
         answer.software = concat!("anyproxy/", env!("CARGO_PKG_VERSION")).to_owned();
         let (tunnel, driver) = accepting.finish(answer).map_err(|error| Failure::Tunnel(error.into()))?;
         let link = Link::new(tunnel, session);
-        let registration = self.clients.register(&claim, link.clone()).map_err(Failure::Registry)?;
+        let registration = match self.clients.register(&claim, link.clone()) {
+            Ok(registration) => registration,
+            Err(refusal) => {
+                // Since the check somebody was quicker, or a drain began. The answer has the hello by now, and the
+                // go-away behind it; the client's next try will hear the reason.
+                drop(leases);
+                link.tunnel.drain();
+                driver.await;
+                return Err(Failure::Registry(refusal));
+            }
+        };
         info!(
             client = &*printable(&claim.id), group = &*claim.group, account = &**claim.account.name(), %source,
             session = format_args!("{session:016x}"), ?software, "client connected"

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyproxy_core::{Dial, Endpoints, FOR_EVER, Network, OnlyClient, printable};
+use anyproxy_tunnel::frame::GoAwayCode;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -117,6 +118,16 @@ pub(crate) enum Refusal {
     Unwanted,
     /// The gateway drains.
     Draining,
+}
+
+impl Refusal {
+    /// That of the go-away.
+    pub(crate) const fn code(&self) -> GoAwayCode {
+        match self {
+            Self::Draining => GoAwayCode::Shutdown,
+            _ => GoAwayCode::Refused,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {

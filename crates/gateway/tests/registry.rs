@@ -4,6 +4,7 @@ mod support;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyproxy_core::{
@@ -19,11 +20,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, advance};
 
 async fn refusal(house: &House, account: &str, hello: ClientHello) -> String {
+    let (code, reason) = go_away(house, account, hello).await;
+    assert_eq!(code, GoAwayCode::Refused);
+    reason
+}
+
+async fn go_away(house: &House, account: &str, hello: ClientHello) -> (GoAwayCode, String) {
     match house.connect(account, "blue", hello).await {
-        Err(TunnelError::Refused(go_away)) => {
-            assert_eq!(go_away.code, GoAwayCode::Refused);
-            go_away.reason
-        }
+        Err(TunnelError::Refused(go_away)) => (go_away.code, go_away.reason),
         other => panic!("not refused: {:?}", other.err()),
     }
 }
@@ -394,8 +398,8 @@ async fn r6_a_drain_lets_streams_finish_and_refuses_new_dials() {
     tokio::task::yield_now().await;
     let error = house.serving("blue")[0].dial(dial("blue")).await.err().unwrap();
     assert!(matches!(Outcome::of(&*error), Outcome::Overloaded { .. }));
-    let reason = refusal(&house, "east", ClientHello::new("room-2", 1)).await;
-    assert!(reason.contains("drains"), "{reason}");
+    let (code, reason) = go_away(&house, "east", ClientHello::new("room-2", 1)).await;
+    assert!(code == GoAwayCode::Shutdown && reason.contains("drains"), "{code} {reason}");
     assert!(!draining.is_finished());
     stream.write_all(b"whole").await.unwrap();
     stream.shutdown().await.unwrap();
@@ -429,6 +433,19 @@ async fn what_is_no_longer_wanted_is_ended() {
     let late = house.connect("east", "blue", ClientHello::new("room-3", 1)).await.map(drop);
     assert!(late.is_err_and(|error| error.to_string().contains("refused")), "{:?}", house.ids("blue"));
     assert_eq!(house.ids("blue"), ["room-2"]);
+}
+
+#[tokio::test]
+async fn who_is_refused_at_the_last_moment_is_told_to_go() {
+    let house = House::new(Config::default());
+    // Wanted when the hello is judged, and no longer when the tunnel is registered.
+    let judged = AtomicBool::new(false);
+    house.clients.retain(move |_| !judged.swap(true, Ordering::Relaxed));
+    let mut peer = house.client("room-1", 1).await;
+    let Some(Request::GoAway(go_away)) = peer.requests.next().await else { panic!("not told") };
+    assert_eq!(go_away.code, GoAwayCode::Shutdown);
+    assert!(house.clients.is_empty());
+    peer.task.unwrap().await.unwrap();
 }
 
 #[tokio::test]
