@@ -51,7 +51,8 @@ impl<M: GatewayStack> Mixed<M> {
         let Some(Ok(Ok((first, user)))) = first else { return };
         if first == SOCKS5 {
             let left = self.handshake_timeout.saturating_sub(since.elapsed());
-            self.socks5.serve_connection_within(user, source, left).await;
+            let socks5 = self.socks5.clone().with_handshake_timeout(left);
+            socks5.serve_connection(user, source, &stop).await;
         } else {
             self.http.serve_connection(user, source, &stop).await;
         }

@@ -175,8 +175,8 @@ impl Listener {
         self.sockets[0].local_addr()
     }
 
-    /// Accepts users until `stop`, running `front` for each in a task of its own, then closes the sockets at once
-    /// and waits for the living. Returns when the last one is gone.
+    /// Accepts users until `stop`, running `front` for each in a task of its own, then closes the sockets at once,
+    /// gives up TLS handshakes under way, and waits for the living. Returns when the last one is gone.
     ///
     /// A connection that panics ends alone. Without descriptors or memory the loop pauses, 100 ms at first and
     /// never more than a second, and goes on. TLS handshakes run in the connection's task, so that nobody waits for
@@ -220,7 +220,7 @@ impl Listener {
                 tcp.abort();
                 continue;
             }
-            if let Err(error) = self.receive(&mut connections, tcp, source, &front) {
+            if let Err(error) = self.receive(&mut connections, tcp, source, &stop, &front) {
                 debug!(%source, %error, "a connection was lost on its way to its thread");
             }
         }
@@ -236,6 +236,7 @@ impl Listener {
         connections: &mut JoinSet<()>,
         tcp: TcpStream,
         source: SocketAddr,
+        stop: &CancellationToken,
         front: &F,
     ) -> io::Result<()>
     where
@@ -249,6 +250,7 @@ impl Listener {
             (Some(seat), None) if seat.is_here() => connections.spawn(seat.keep(front(tcp.into(), source))),
             (seat, tls) => {
                 let (tls, front, limit) = (tls.clone(), front.clone(), self.handshake_timeout);
+                let stop = stop.clone();
                 let moves = seat.as_ref().is_some_and(|seat| !seat.is_here());
                 let arrival = if moves { Arrival::Moved(tcp.into_std()?) } else { Arrival::Here(tcp) };
                 let served = Served::Received {
@@ -259,7 +261,9 @@ impl Listener {
                             .ok()?;
                         let user = match tls {
                             None => tcp.into(),
-                            Some(tls) => handshake(tls, tcp, source, limit).await?,
+                            Some(tls) => {
+                                stop.run_until_cancelled(handshake(tls, tcp, source, limit)).await??
+                            }
                         };
                         Some(front(user, source))
                     }),
@@ -684,6 +688,21 @@ mod tests {
         }
         assert!(trusts(secure_address, root).await);
         assert_eq!(threads.recv().await.unwrap(), elsewhere);
+    }
+
+    #[tokio::test]
+    async fn r6_stop_waits_for_no_handshake() {
+        let (listener, address) = loopback();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(listener.with_tls(Tls::new(certificate().0)).serve(stop.clone(), echo));
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        // Accepted in their order: once a second one was heard, the first is in its handshake.
+        let mut second = TcpStream::connect(address).await.unwrap();
+        second.write_all(b"no hello").await.unwrap();
+        let _ = second.read_to_end(&mut Vec::new()).await;
+        stop.cancel();
+        timeout(Duration::from_secs(5), server).await.expect("not held up").unwrap();
+        assert_eq!(silent.read(&mut [0; 8]).await.unwrap_or(0), 0);
     }
 
     #[tokio::test]

@@ -63,7 +63,7 @@ where
     St: ByteStream,
 {
     let head = u32::try_from(config.head_limit()).unwrap_or(u32::MAX);
-    let mut connection = h2::server::Builder::new()
+    let greeting = h2::server::Builder::new()
         .initial_window_size(config.stream_window)
         .initial_connection_window_size(config.connection_window)
         .max_concurrent_streams(config.max_concurrent_streams)
@@ -72,8 +72,10 @@ where
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         .max_send_buffer_size(SEND_BUFFER)
         .enable_connect_protocol()
-        .handshake::<_, Bytes>(&mut user)
-        .await?;
+        .handshake::<_, Bytes>(&mut user);
+    // Until then nothing was asked for.
+    let Some(greeted) = stop.run_until_cancelled(greeting).await else { return Ok(()) };
+    let mut connection = greeted?;
     let mut streams = JoinSet::new();
     let mut stopping = false;
     let ended = loop {

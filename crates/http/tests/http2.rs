@@ -522,6 +522,18 @@ async fn after_stop_what_is_under_way_is_finished() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_stop_nobody_is_waited_for_who_has_not_begun() {
+    let stage = Stage::open();
+    let (mut near, far) = tokio::io::duplex(64 * 1024);
+    serve(&stage, far);
+    let began = tokio::time::Instant::now();
+    assert!(near.read_u8().await.is_ok(), "the proxy's settings");
+    stage.stop.cancel();
+    near.read_to_end(&mut Vec::new()).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed() {
     let stage = Stage::open();
     let user = connect(&stage).await;

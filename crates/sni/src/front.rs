@@ -81,22 +81,23 @@ impl<M: GatewayStack> Sni<M> {
         self
     }
 
-    /// Serves the users of `listener`, a plain one, until `stop`; then waits for those who are there; see
+    /// Serves the users of `listener`, a plain one, until `stop`; then waits for those who have said where to; see
     /// [`Listener::serve`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future ends every connection with a reset.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
+        let stopping = stop.clone();
         listener
             .serve(stop, move |user, source| {
-                let front = self.clone();
-                async move { front.serve_connection(user, source).await }
+                let (front, stop) = (self.clone(), stopping.clone());
+                async move { front.serve_connection(user, source, &stop).await }
             })
             .await;
     }
 
-    /// Serves one user, who is connected from `source`.
+    /// Serves one user, who is connected from `source`. After `stop` nobody is waited for whose hello is not there.
     ///
     /// # Cancel safety
     ///
@@ -109,10 +110,11 @@ impl<M: GatewayStack> Sni<M> {
         &self,
         user: U,
         source: SocketAddr,
+        stop: &CancellationToken,
     ) -> impl Future<Output = ()> + Send {
         async move {
             // Boxed, so that a relay that lasts for hours does not keep the room of a hello.
-            let connected = Box::pin(self.connect(user, source)).await;
+            let connected = Box::pin(self.connect(user, source, stop)).await;
             let Some(relay) = connected else { return };
             let end = relay.await;
             debug!(%source, %end, "relay ended");
@@ -124,9 +126,16 @@ impl<M: GatewayStack> Sni<M> {
         &self,
         mut user: U,
         source: SocketAddr,
+        stop: &CancellationToken,
     ) -> Option<Relay<U, impl ByteStream + use<M, U>>> {
         let mut early = BytesMut::new();
-        let target = match timeout(self.handshake_timeout, self.hear(&mut user, &mut early)).await {
+        let heard = tokio::select! {
+            // What has arrived is still answered.
+            biased;
+            heard = timeout(self.handshake_timeout, self.hear(&mut user, &mut early)) => heard,
+            () = stop.cancelled() => return None,
+        };
+        let target = match heard {
             Ok(Ok(target)) => target,
             Ok(Err(parting)) => {
                 debug!(%source, %parting, "not passed on");

@@ -14,7 +14,9 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use tower::make::Shared;
 use tower::{ServiceBuilder, service_fn};
 
@@ -44,12 +46,33 @@ async fn a_connection_can_be_spawned_whatever_its_stack_is_made_of() {
     ));
     let front = Sni::new(Shared::new(dials), |_| true);
     let (mut user, far) = duplex(4096);
-    tokio::spawn(async move { front.serve_connection(far, ([192, 0, 2, 1], 4000).into()).await });
+    let stop = CancellationToken::new();
+    tokio::spawn(async move { front.serve_connection(far, ([192, 0, 2, 1], 4000).into(), &stop).await });
     let said = hello("www.example.com");
     user.write_all(&said).await.unwrap();
     let mut heard = vec![0; said.len()];
     listener.accept().await.unwrap().0.read_exact(&mut heard).await.unwrap();
     assert_eq!(heard, said);
+}
+
+#[tokio::test]
+async fn r6_after_stop_no_hello_is_waited_for() {
+    let nobody =
+        service_fn(|_: Dial| ready(Err::<BufReader<DuplexStream>, _>(io::Error::other(Outcome::Denied))));
+    let said = hello("www.example.com");
+    for said in [&b""[..], &said[..100]] {
+        let stop = CancellationToken::new();
+        let (mut user, task) = serve_until(Shared::new(nobody), 1024, &stop);
+        user.write_all(said).await.unwrap();
+        stop.cancel();
+        timeout(Duration::from_secs(5), task).await.expect("not held up").unwrap();
+    }
+    // One that is there is answered.
+    let stop = CancellationToken::new();
+    let (mut user, _task) = serve_until(Shared::new(nobody), 4096, &stop);
+    user.write_all(&said).await.unwrap();
+    stop.cancel();
+    assert_eq!(rest(user).await, alert(49));
 }
 
 #[tokio::test]
@@ -261,11 +284,19 @@ impl Stage {
 }
 
 fn serve(stack: impl GatewayStack, room: usize) -> DuplexStream {
+    serve_until(stack, room, &CancellationToken::new()).0
+}
+
+fn serve_until(
+    stack: impl GatewayStack,
+    room: usize,
+    stop: &CancellationToken,
+) -> (DuplexStream, JoinHandle<()>) {
     let (near, far) = duplex(room);
     let front = Sni::new(stack, |target| target.host().to_string().ends_with(".example.com")).with_port(8443);
     let source: SocketAddr = "192.0.2.1:4000".parse().expect("an address");
-    tokio::spawn(async move { front.serve_connection(far, source).await });
-    near
+    let stop = stop.clone();
+    (near, tokio::spawn(async move { front.serve_connection(far, source, &stop).await }))
 }
 
 /// What a TLS client says first to a server it knows by `name`.

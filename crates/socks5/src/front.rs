@@ -87,16 +87,19 @@ impl<M: GatewayStack> Socks5<M> {
         self.drops.clone()
     }
 
-    /// Serves the users of `listener` until `stop`, then waits for those who are there; see [`Listener::serve`].
+    /// Serves the users of `listener` until `stop`, then waits for those who have asked for something; see
+    /// [`Listener::serve`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future ends every connection with a reset.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
-        listener.serve(stop, move |user, source| self.serve_connection(user, source)).await;
+        let stopping = stop.clone();
+        listener.serve(stop, move |user, source| self.serve_connection(user, source, &stopping)).await;
     }
 
-    /// Serves one user, who is connected from `source`.
+    /// Serves one user, who is connected from `source`. After `stop` nobody is waited for who has not said yet what
+    /// they want.
     ///
     /// While a stream is idle, the future is a hundred bytes and some: what the handshake needed is gone.
     ///
@@ -107,24 +110,10 @@ impl<M: GatewayStack> Socks5<M> {
         &self,
         user: U,
         source: SocketAddr,
+        stop: &CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<M, U> {
-        self.serve_connection_within(user, source, self.handshake_timeout)
-    }
-
-    /// The same for a user of whose time for the handshake a part is gone: whoever looked at the first byte waited for it.
-    /// They have `left` until the request.
-    ///
-    /// # Cancel safety
-    ///
-    /// As [`serve_connection`](Self::serve_connection).
-    pub fn serve_connection_within<U: Connection>(
-        &self,
-        user: U,
-        source: SocketAddr,
-        left: Duration,
-    ) -> impl Future<Output = ()> + Send + use<M, U> {
-        let front = self.clone();
-        Session::Handshake { handshake: Box::pin(async move { front.handshake(user, source, left).await }) }
+        let (front, stop) = (self.clone(), stop.clone());
+        Session::Handshake { handshake: Box::pin(async move { front.handshake(user, source, stop).await }) }
     }
 
     /// Everything up to the moment bytes are only carried. Associations are served in here, to their end.
@@ -132,10 +121,16 @@ impl<M: GatewayStack> Socks5<M> {
         self,
         mut user: U,
         source: SocketAddr,
-        limit: Duration,
+        stop: CancellationToken,
     ) -> Option<Relay<U, impl ByteStream + use<M, U>>> {
         let mut src = BytesMut::new();
-        let negotiated = timeout(limit, self.negotiate(&mut user, source, &mut src)).await;
+        let negotiating = timeout(self.handshake_timeout, self.negotiate(&mut user, source, &mut src));
+        let negotiated = tokio::select! {
+            // What has arrived is still answered.
+            biased;
+            negotiated = negotiating => negotiated,
+            () = stop.cancelled() => return None,
+        };
         let asked = match negotiated {
             Ok(Ok(asked)) => asked,
             Ok(Err(parting)) => {

@@ -12,7 +12,7 @@ use anyproxy_socks5::Socks5;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use stage::*;
@@ -20,7 +20,7 @@ use stage::*;
 /// A user of `stack`, and the task that serves them.
 fn user_of(stack: impl GatewayStack) -> (DuplexStream, JoinHandle<()>) {
     let (user, near) = duplex(64 * 1024);
-    (user, tokio::spawn(Socks5::new(stack).serve_connection(near, source())))
+    (user, tokio::spawn(Socks5::new(stack).serve_connection(near, source(), &CancellationToken::new())))
 }
 
 #[tokio::test]
@@ -292,15 +292,42 @@ async fn a_reset_by_the_target_is_a_reset_for_the_user() {
 }
 
 #[tokio::test]
+async fn r6_after_stop_a_user_is_waited_for_who_has_asked_for_something() {
+    let (dials, mut asked) = by_hand();
+    let front = Socks5::new(open(dials));
+    for said in [&b""[..], OPEN, &[OPEN, &CONNECT[..7]].concat()] {
+        let (stop, (mut user, near)) = (CancellationToken::new(), duplex(64));
+        let task = tokio::spawn(front.serve_connection(near, source(), &stop));
+        user.write_all(said).await.unwrap();
+        if !said.is_empty() {
+            expect(&mut user, b"\x05\x00").await;
+        }
+        stop.cancel();
+        timeout(Duration::from_secs(5), task).await.expect("not held up").unwrap();
+    }
+    assert!(asked.try_recv().is_err());
+    // What has arrived is an answer's worth, and so is the stream behind it.
+    let (stop, (mut user, near)) = (CancellationToken::new(), duplex(64));
+    user.write_all(&[OPEN, CONNECT].concat()).await.unwrap();
+    stop.cancel();
+    let _task = tokio::spawn(front.serve_connection(near, source(), &stop));
+    let mut target = asked.recv().await.unwrap().connect();
+    expect(&mut user, b"\x05\x00").await;
+    expect(&mut user, SUCCESS).await;
+    user.write_all(b"on").await.unwrap();
+    expect(&mut target, b"on").await;
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_its_relay_and_any_stack_can_be_served_in_a_task() {
     let (dials, _asked) = by_hand();
     let front = Socks5::new(BoxGateway::new(open(dials)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let user = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let connection = front.serve_connection(UserStream::from(user), source());
+    let stop = CancellationToken::new();
+    let connection = front.serve_connection(UserStream::from(user), source(), &stop);
     assert_eq!(size_of_val(&connection), size_of::<Relay<UserStream, BoxStream>>());
 
-    let stop = CancellationToken::new();
     stop.cancel();
     let listener = Listener::bind(&["127.0.0.1:0".parse().unwrap()]).unwrap();
     tokio::spawn(front.serve(listener, stop)).await.unwrap();
