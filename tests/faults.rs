@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use anyproxy_client::{Client, ClientTls, Config};
 use anyproxy_core::Credentials;
 use anyproxy_tests::{
-    HttpTarget, Options, Output, Program, Result, Stage, Target, Way, run, socks5_reply, tool, tunnel, until,
+    HttpTarget, Options, Output, Program, Result, Stage, Target, Way, run, socks5_reply, socks5_request,
+    tool, tunnel, until,
 };
 use nix::sys::signal::Signal;
 use rustls::pki_types::CertificateDer;
@@ -489,6 +490,53 @@ async fn ends_at_the_second_sigterm(program: &mut Program, mut stream: TcpStream
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_for_nobody_who_has_asked_for_nothing_or_whom_nobody_can_serve() -> Result {
+    let _turn = alone().await;
+    let mut stage = Stage::with(&Options {
+        http: ", handshake_timeout: 60s".to_owned(),
+        socks5: ", handshake_timeout: 60s".to_owned(),
+        proxy: "  mixed: { listen_addr: '127.0.0.1:0', handshake_timeout: 60s }
+  sni: { listen_addr: '127.0.0.1:0', hosts: ['a.example'], handshake_timeout: 60s }"
+            .to_owned(),
+        gateway: "  limits: { wait_for_client: 60s }".to_owned(),
+        top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(),
+        ..Options::default()
+    })?;
+    let mut silent = Vec::new();
+    for front in ["http", "socks5", "mixed", "sni"] {
+        silent.push(TcpStream::connect(stage.gateway.listening(front)?).await?);
+    }
+    // Two who have begun: a greeting that is answered, and the header of a record.
+    let mut greeted = TcpStream::connect(stage.socks5_addr()).await?;
+    greeted.write_all(&[5, 1, 2]).await?;
+    greeted.read_u16().await?;
+    let mut begun = TcpStream::connect(stage.gateway.listening("sni")?).await?;
+    begun.write_all(&[22, 3, 1]).await?;
+    stage.client.kill()?;
+    stage.gateway.line("the client's end", |line| line["message"] == "client's tunnel ended")?;
+    let mut waiting = socks5_request(&stage, &[1, 0, 1, 127, 0, 0, 1, 0, 9]).await?;
+    let metrics = format!("http://{}/metrics", stage.gateway.listening("admin")?);
+    until("one waits for a client", async || {
+        let mut curl = tool("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "10", &metrics]);
+        Ok(run(curl).await?.ok()?.contains("\nanyproxy_waiting_for_client 1\n"))
+    })
+    .await?;
+    let begun_at = Instant::now();
+    stage.gateway.signal(Signal::SIGTERM)?;
+    let mut reply = [0; 10];
+    waiting.read_exact(&mut reply).await?;
+    assert_eq!(reply[1], 3, "as without a wait");
+    assert!(stage.gateway.wait()?.success());
+    let took = begun_at.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let warned = |line: &String| line.contains("when the time to drain was over");
+    assert!(!stage.gateway.lines().iter().any(warned));
+    drop((silent, greeted, begun));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_drain_ends_when_its_time_is_over() -> Result {
     let _turn = alone().await;
     let mut stage =
@@ -501,5 +549,22 @@ async fn the_drain_ends_when_its_time_is_over() -> Result {
     let took = begun.elapsed();
     assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&took), "{took:?}");
     assert_eq!(stream.read_u8().await.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_comes_whole_is_no_stream_in_the_drain_s_last_words() -> Result {
+    let _turn = alone().await;
+    let mut stage =
+        Stage::with(&Options { gateway: "  drain_timeout: 1s".to_owned(), ..Options::default() })?;
+    let mut user = TcpStream::connect(stage.http_addr()).await?;
+    user.write_all(b"GET http://a.invalid/ HTTP/1.1\r\n").await?;
+    // Accepted in their order: once a second one is answered, the first is there.
+    assert_eq!(code(&stage, "http://a.invalid/").await?, "502");
+    stage.gateway.signal(Signal::SIGTERM)?;
+    assert!(stage.gateway.wait()?.success());
+    let lines = stage.gateway.lines();
+    let last = lines.iter().find(|line| line.contains("when the time to drain was over"));
+    assert!(last.is_some_and(|line| line.contains("connections were still open")), "{last:?}");
     Ok(())
 }

@@ -195,15 +195,22 @@ impl Bound {
 
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
+        let (waits, living) = (waiting.clone(), clients.clone());
         let probe =
             Arc::new(Connected { clients, line, waiting, drops, ports, memory, dropped, stop: stop.clone() });
         let admin = admin.map(|admin| admin.serve(probe, done.clone()));
         let draining = async {
             stop.cancelled().await;
+            waits.close();
             let drained = async { while serving.join_next().await.is_some() {} };
             // What drains by itself is over by then, and says so to its peers.
             if timeout(settings.drain_timeout + FAREWELL, drained).await.is_err() {
-                tracing::warn!("streams were still running when the time to drain was over");
+                match living.streams() {
+                    0 => tracing::warn!("connections were still open when the time to drain was over"),
+                    streams => {
+                        tracing::warn!(streams, "streams were still running when the time to drain was over");
+                    }
+                }
             }
             done.cancel();
         };

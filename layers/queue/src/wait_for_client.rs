@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyproxy_core::{BoxError, Dial, Digest, DigestMap, Endpoints, FOR_EVER, Fault, Outcome};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tower::retry::Policy;
 
@@ -56,7 +57,10 @@ pub struct WaitForClient<E> {
 pub struct WaitHandle(Arc<Room>);
 
 #[derive(Default)]
-struct Room(Mutex<Places>);
+struct Room {
+    places: Mutex<Places>,
+    closed: watch::Sender<bool>,
+}
 
 #[derive(Default)]
 struct Places {
@@ -83,7 +87,7 @@ impl<E: Endpoints> WaitForClient<E> {
     /// The same, with a handle to its settings.
     pub fn pair(endpoints: E, settings: impl Into<WaitSettings>) -> (Self, WaitHandle) {
         let places = Places { settings: settings.into(), ..Places::default() };
-        let room = Arc::new(Room(Mutex::new(places)));
+        let room = Arc::new(Room { places: Mutex::new(places), closed: watch::Sender::default() });
         (Self { endpoints, room: room.clone(), deadline: None }, WaitHandle(room))
     }
 }
@@ -105,7 +109,7 @@ impl<E: Endpoints, R> Policy<Dial, R, BoxError> for WaitForClient<E> {
 
     fn retry(&mut self, dial: &mut Dial, result: &mut Result<R, BoxError>) -> Option<Waiting> {
         let Err(error) = result else { return None };
-        if !is_worth_waiting(error) {
+        if !is_worth_waiting(error) || *self.room.closed.borrow() {
             return None;
         }
         let settings = self.room.lock().settings;
@@ -117,13 +121,17 @@ impl<E: Endpoints, R> Policy<Dial, R, BoxError> for WaitForClient<E> {
         }
         let place = self.room.enter(dial.who())?;
         let served = self.endpoints.served(dial);
+        let mut closed = self.room.closed.subscribe();
         let waited = Waited::new(dial.journal.clone());
         Some(Waiting(Box::pin(async move {
             if again {
                 sleep(PAUSE).await;
             }
             // Too late or not, the dial is made once more: its answer is the true one.
-            let _ = timeout_at(deadline, served).await;
+            tokio::select! {
+                _ = timeout_at(deadline, served) => {}
+                _ = closed.wait_for(|closed| *closed) => {}
+            }
             drop((place, waited));
         })))
     }
@@ -173,6 +181,12 @@ impl WaitHandle {
         self.0.lock().settings
     }
 
+    /// Ends every wait, and lets nobody wait any more, since no client will come: the gateway drains. There is no way
+    /// back.
+    pub fn close(&self) {
+        self.0.closed.send_replace(true);
+    }
+
     /// How many dials wait for a client now.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -203,7 +217,7 @@ impl Room {
 
     fn lock(&self) -> MutexGuard<'_, Places> {
         // Nothing panics while it holds the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -393,6 +407,21 @@ mod tests {
         let stack = ServiceBuilder::new().retry(wait).service(group.clone());
         handle.replace(Duration::ZERO);
         assert_ready_err!(spawn(stack.dial(dial("a"))).poll());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_any_more_where_no_client_will_come() {
+        let group = absent();
+        let (wait, handle) = WaitForClient::pair(group.clone(), Duration::from_secs(3));
+        let stack = ServiceBuilder::new().retry(wait).service(group.clone());
+        let mut dialing = spawn(stack.clone().dial(dial("a")));
+        assert_pending!(dialing.poll());
+        handle.close();
+        assert!(dialing.is_woken());
+        let error = assert_ready_err!(dialing.poll());
+        assert_eq!(Outcome::of(&*error), Outcome::NoClient);
+        assert_ready_err!(spawn(stack.dial(dial("b"))).poll());
+        assert_eq!(handle.waiting(), 0);
     }
 
     #[tokio::test(start_paused = true)]
