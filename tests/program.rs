@@ -122,6 +122,13 @@ async fn a_command_line_that_is_none_is_told_so() -> Result {
         assert_eq!((output.code, &*output.out), (2, ""), "{arguments:?}: {output:?}");
         assert!(output.err.contains("Usage: anyproxy"), "{arguments:?}: {output:?}");
     }
+    let dir = tempfile::tempdir()?;
+    let certs = dir.path().join("certs").display().to_string();
+    for name in ["", "a b"] {
+        let output = anyproxy(&["cert", "--out", &certs, "localhost", name]).await?;
+        assert_eq!((output.code, &*output.out), (2, ""), "{name}: {output:?}");
+        assert!(output.err.contains("a certificate can hold") && !Path::new(&certs).exists(), "{output:?}");
+    }
     Ok(())
 }
 

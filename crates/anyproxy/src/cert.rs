@@ -7,11 +7,23 @@ use std::path::Path;
 use std::time::Duration;
 
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+use rustls::pki_types::ServerName;
 
 /// A certificate and its key, PEM.
 pub(crate) struct SelfSigned {
     pub(crate) certificate: String,
     pub(crate) key: String,
+}
+
+/// A name or an address that clients can find in a certificate. A star may stand for the first label of a name.
+pub(crate) fn name(text: &str) -> Result<String, &'static str> {
+    let host = text.strip_prefix("*.").unwrap_or(text);
+    let fits = match ServerName::try_from(host) {
+        Ok(ServerName::DnsName(_)) => !host.ends_with('.'),
+        Ok(_) => host == text,
+        Err(_) => false,
+    };
+    if fits { Ok(text.to_owned()) } else { Err("neither a name that a certificate can hold nor an address") }
 }
 
 /// Makes a certificate for `names`, valid from an hour ago, since clocks differ, for `lifetime`.
@@ -51,4 +63,20 @@ fn create(path: &Path, mode: u32, text: &str) -> io::Result<()> {
     let mut file =
         fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(describe)?;
     file.write_all(text.as_bytes()).map_err(describe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_that_a_client_can_find_in_a_certificate() {
+        for fits in ["localhost", "gw_1.example.com", "*.example.com", "192.0.2.1", "2001:db8::1"] {
+            assert_eq!(name(fits).as_deref(), Ok(fits));
+        }
+        for wrong in ["", "a b", "a.example.", "*", "*.", "a.*.example", "*.192.0.2.1", "a:8443", "b\u{fc}ro"]
+        {
+            assert!(name(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

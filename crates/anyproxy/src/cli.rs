@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::cert;
+
 /// Expose services inside private networks to users outside, without opening a port.
 #[derive(Debug, Parser)]
 #[command(name = "anyproxy", version, arg_required_else_help = true)]
@@ -46,7 +48,7 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u16).range(1..=3650))]
         days: u16,
         /// The names and addresses that clients will dial.
-        #[arg(required = true, value_name = "NAME")]
+        #[arg(required = true, value_name = "NAME", value_parser = cert::name)]
         names: Vec<String>,
     },
     /// Read a password, one line, from standard input and print its hash.
