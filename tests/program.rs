@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 use anyproxy_tests::{
     HttpTarget, Options, Output, PASSWORD, Program, RefusingTarget, Result, Stage, Target, USER, Way, head,
@@ -190,7 +192,7 @@ async fn what_nobody_hears_is_a_failure_and_no_panic() -> Result {
             .args(arguments)
             .current_dir(dir.path())
             .stdout(full)
-            .stderr(std::process::Stdio::null())
+            .stderr(Stdio::null())
             .status()?;
         assert_eq!(status.code(), Some(1), "{arguments:?}");
     }
@@ -467,6 +469,31 @@ async fn r8_a_key_everybody_can_read_is_worth_a_warning() -> Result {
     gateway.listening("gateway")?;
     gateway.line("a warning", |line| {
         line["level"] == "WARN" && line["message"].to_string().contains("server.key")
+    })?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_has_expired_is_worth_a_warning() -> Result {
+    let dir = folder(&format!("log: {{ format: json }}\n{GATEWAY}")).await?;
+    let mut params = rcgen::CertificateParams::new(["localhost".to_owned()])?;
+    params.not_after = (SystemTime::now() - Duration::from_secs(86_400)).into();
+    let key = rcgen::KeyPair::generate()?;
+    std::fs::write(dir.path().join("certs/server.crt"), params.self_signed(&key)?.pem())?;
+    std::fs::write(dir.path().join("certs/server.key"), key.serialize_pem())?;
+    std::fs::set_permissions(dir.path().join("certs/server.key"), Permissions::from_mode(0o600))?;
+    let output = on_file(dir.path(), "check", &[]).await?;
+    assert_eq!((output.code, &*output.out), (0, "file.yaml: ok\n"), "clocks may be wrong: {output:?}");
+    let said = " WARN certs/server.crt: this certificate expired on ";
+    assert!(output.err.starts_with(said) && output.err.lines().count() == 1, "{output:?}");
+    let mut unheard = Program::command(&["check", "--config", "file.yaml"])?;
+    unheard.current_dir(dir.path()).stdout(Stdio::null());
+    assert!(unheard.stderr(File::options().write(true).open("/dev/full")?).status()?.success());
+    let mut gateway = Program::command(&["gateway", "--config", "file.yaml"])?;
+    let gateway = Program::spawn(gateway.current_dir(dir.path()))?;
+    gateway.listening("gateway")?;
+    gateway.line("a warning", |line| {
+        line["level"] == "WARN" && line["message"].to_string().contains("certificate expired on")
     })?;
     Ok(())
 }

@@ -134,6 +134,14 @@ pub(crate) fn start(log: Option<&Log>) -> Logging {
     }
 }
 
+/// Shows warnings on standard error, for a command that has no log.
+pub(crate) fn warnings() {
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(false);
+    // Nobody there to hear one changes nothing.
+    let lines = lines.without_time().with_target(false).log_internal_errors(false);
+    tracing_subscriber::registry().with(lines.with_filter(filter(LogLevel::Warn))).init();
+}
+
 /// Our own lines at `level`; those of libraries from `warn` on, whatever the level: at their finest they print
 /// whole handshakes, credentials included.
 fn filter(level: LogLevel) -> Targets {

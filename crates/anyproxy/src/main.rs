@@ -75,6 +75,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
 
 /// Everything `gateway` and `client` would refuse to start with, short of the network.
 fn check(path: &Path) -> Result<ExitCode, Failure> {
+    logging::warnings();
     let source = Source::load(Some(path))?;
     admin::check(source.file.admin.as_ref())?;
     settings::Front::all(&source)?;

@@ -9,10 +9,14 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
 
 use crate::failure::Failure;
 
-/// TLS 1.2 and 1.3 for a listener that speaks `alpn`; with `client_ca`, users must show a certificate of it.
+/// TLS 1.2 and 1.3 for a listener that speaks `alpn`; with `client_ca`, users must show a certificate of it. That its own
+/// has expired is worth a warning and no more: it may be the clock that is wrong.
 pub(crate) fn server(
     cert: &str,
     key: &str,
@@ -35,11 +39,22 @@ pub(crate) fn server(
             builder.with_client_cert_verifier(verifier.map_err(|error| Failure::of(path, error))?)
         }
     };
+    let chain = certificates(cert)?;
+    if let Some(since) = chain.first().and_then(expired) {
+        tracing::warn!("{cert}: this certificate expired on {since}: it will be refused");
+    }
     let mut config = builder
-        .with_single_cert(certificates(cert)?, private_key(key)?)
+        .with_single_cert(chain, private_key(key)?)
         .map_err(|error| Failure::of(format_args!("{cert} and {key}"), error))?;
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
+}
+
+/// When the certificate's time was over, if it is. What cannot be read is for others to complain about.
+fn expired(certificate: &CertificateDer<'_>) -> Option<ASN1Time> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let until = certificate.validity().not_after;
+    (until < ASN1Time::now()).then_some(until)
 }
 
 /// The certificates in a file, at least one.
