@@ -66,7 +66,7 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// Installs the recorder. Before any layer is built: layers take their handles then.
+    /// Installs the recorder. Before any front is served: layers take a front's handles then.
     fn install(dropped_lines: DroppedLines) -> Result<Self, Failure> {
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyproxy_acl::AclLayer;
 use anyproxy_auth::{HashPool, Verify};
 use anyproxy_balance::Balance;
+use anyproxy_core::Front;
 use anyproxy_front::{Listener, Tls};
 use anyproxy_gateway::{Clients, Gateway, Ports};
 use anyproxy_http::ReuseLayer;
@@ -119,6 +120,11 @@ impl Bound {
         let Self { settings, clients_listener, fronts, admin, users, open_files } = self;
         let metrics =
             MetricsLayer::new().with_user_labels(admin.as_ref().map_or(0, admin::Bound::user_labels));
+        for front in [Front::HTTP, Front::SOCKS5, Front::SNI] {
+            if fronts.iter().any(|(running, _)| running.protocol.serves(front.as_str())) {
+                metrics.seen(front);
+            }
+        }
         let hashing = HashPool::default();
         let clients = Clients::new(settings.open_timeout);
         clients.set_rules(settings.rules);

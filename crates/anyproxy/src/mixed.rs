@@ -51,8 +51,10 @@ impl<M: GatewayStack> Mixed<M> {
         let Some(Ok(Ok((first, user)))) = first else { return };
         if first == SOCKS5 {
             let left = self.handshake_timeout.saturating_sub(since.elapsed());
-            let socks5 = self.socks5.clone().with_handshake_timeout(left);
-            socks5.serve_connection(user, source, &stop).await;
+            // Ends with its line: a relay that lasts for hours does not keep another front.
+            let served =
+                self.socks5.clone().with_handshake_timeout(left).serve_connection(user, source, &stop);
+            served.await;
         } else {
             self.http.serve_connection(user, source, &stop).await;
         }

@@ -35,7 +35,8 @@ pub(crate) fn serve(context: Arc<Context>, request: OpenRequest, policy: Option<
             }
             Reached::Udp(association, port, destination) => {
                 let idle = context.client.config.udp_idle_timeout;
-                let flow = Flow::new(association, port, destination, stream, line);
+                let dropped = context.client.config.tunnel.dropped_datagrams.clone();
+                let flow = Flow::new(association, port, destination, stream, line, dropped);
                 Serving::Datagrams(Box::pin(flow.run(idle)))
             }
         })

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyproxy_core::Target;
+use anyproxy_core::{Target, printable};
 use anyproxy_tunnel::ClientTunnel;
 use anyproxy_tunnel::frame::{ClientHello, GatewayHello, GoAwayCode, PortStatus};
 use tokio::sync::oneshot;
@@ -77,11 +77,16 @@ pub(crate) async fn supervise(
                     Ok(Left::GoAway(GoAwayCode::Replaced)) => {
                         tracing::warn!(
                             %gateway,
-                            client = %Escaped(&shared.id),
+                            client = &*printable(&shared.id),
                             "another instance took this client's place; is its client_id used twice?"
                         );
                         retire(&mut retired, tunnel);
                         backoff.replaced(fastrand::f64())
+                    }
+                    Ok(Left::GoAway(GoAwayCode::Refused)) => {
+                        tracing::warn!(%gateway, "the gateway took a tunnel back");
+                        retire(&mut retired, tunnel);
+                        backoff.lost(begun.elapsed(), fastrand::f64())
                     }
                     Ok(Left::GoAway(_)) => {
                         retire(&mut retired, tunnel);

@@ -11,7 +11,7 @@ use anyproxy_core::{Credentials, Datagrams, Target};
 use anyproxy_tunnel::frame::{
     ClientHello, GatewayHello, GoAwayCode, HostRef, Open, OpenErrClass, OpenOk, START_WINDOW, Transport,
 };
-use anyproxy_tunnel::{OpenError, Stream, Tunnel, WebSocket, accept, connect};
+use anyproxy_tunnel::{DroppedDatagrams, Memory, OpenError, Stream, Tunnel, WebSocket, accept, connect};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -404,6 +404,29 @@ async fn u3_only_those_an_association_has_sent_to_may_answer() {
     second.send_to(b"late", source).await.unwrap();
     assert_eq!(answer(&mut flows[1]).await, b"late");
     drop(flows);
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn u10_an_answer_that_finds_no_room_is_counted() {
+    let target = udp_target().await;
+    let dropped = DroppedDatagrams::default();
+    let counts = dropped.clone();
+    let memory = Memory::new(16 << 20);
+    let mut tunnel = anyproxy_tunnel::Config::default();
+    tunnel.memory = memory.clone();
+    let world = World::on(tunnel, |config| config.tunnel.dropped_datagrams = counts).await;
+    let address = target.local_addr().unwrap();
+    let (stream, _) = world.open(Open::udp(9, HostRef::Ip(address.ip()), address.port())).await.unwrap();
+    let mut flow = Datagrams::new(stream);
+    let source = ask(&mut flow, &target, b"ask").await;
+    memory.take(memory.limit());
+    while dropped.get() == 0 {
+        target.send_to(b"answer", source).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    memory.give_back(memory.limit());
+    drop(flow);
     world.is_left_clean().await;
 }
 

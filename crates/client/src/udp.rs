@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use anyproxy_core::{Datagrams, FOR_EVER};
-use anyproxy_tunnel::Stream;
+use anyproxy_tunnel::{DroppedDatagrams, Stream};
 use anyproxy_udp::{Burst, Peer, Scratch};
 use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -151,6 +151,8 @@ struct Shared {
     datagrams: Mutex<Datagrams<Stream>>,
     down: AtomicU64,
     first: OnceLock<Instant>,
+    /// Answers for which the way to the gateway had no room, with those that tunnels drop.
+    dropped: DroppedDatagrams,
     /// The association has too many destinations, and this was the oldest.
     evicted: Notify,
 }
@@ -207,9 +209,14 @@ impl Routes {
         let Some(shared) = lock(&self.0).get(&key(source)).map(|route| route.shared.clone()) else { return };
         // Sent now or dropped: nobody waits, so nobody needs to be woken.
         let sent = lock(&shared.datagrams).send_now(&mut Context::from_waker(Waker::noop()), payload);
-        if matches!(sent, Ok(true)) {
-            shared.down.fetch_add(payload.len() as u64, Ordering::Relaxed);
-            shared.first.get_or_init(Instant::now);
+        match sent {
+            Ok(true) => {
+                shared.down.fetch_add(payload.len() as u64, Ordering::Relaxed);
+                shared.first.get_or_init(Instant::now);
+            }
+            Ok(false) => shared.dropped.add(1),
+            // The stream is over.
+            Err(_) => {}
         }
     }
 }
@@ -281,11 +288,13 @@ impl Flow {
         destination: SocketAddr,
         stream: Stream,
         line: AccessLine,
+        dropped: DroppedDatagrams,
     ) -> Self {
         let shared = Shared {
             datagrams: Mutex::new(Datagrams::new(stream)),
             down: AtomicU64::new(0),
             first: OnceLock::new(),
+            dropped,
             evicted: Notify::new(),
         };
         Self { association, port, peer: Peer::new(destination), shared: Arc::new(shared), up: 0, line }

@@ -333,7 +333,11 @@ impl Hall {
                 // Since the check somebody was quicker, or a drain began. The answer has the hello by now, and the
                 // go-away behind it; the client's next try will hear the reason.
                 drop(leases);
-                link.tunnel.drain();
+                if refusal.code() == GoAwayCode::Shutdown {
+                    link.tunnel.drain()
+                } else {
+                    link.tunnel.refuse()
+                }
                 driver.await;
                 return Err(Failure::Registry(refusal));
             }

@@ -443,7 +443,7 @@ async fn who_is_refused_at_the_last_moment_is_told_to_go() {
     house.clients.retain(move |_| !judged.swap(true, Ordering::Relaxed));
     let mut peer = house.client("room-1", 1).await;
     let Some(Request::GoAway(go_away)) = peer.requests.next().await else { panic!("not told") };
-    assert_eq!(go_away.code, GoAwayCode::Shutdown);
+    assert_eq!(go_away.code, GoAwayCode::Refused);
     assert!(house.clients.is_empty());
     peer.task.unwrap().await.unwrap();
 }

@@ -37,8 +37,8 @@ use crate::session::{Session, Watched};
 /// arrive is a reset, which can take the last response away from its reader. HTTP/2 waits as long for an answer to its
 /// farewell, and for streams whose end came with the connection's.
 pub(crate) const LINGER: Duration = Duration::from_secs(2);
-/// More than most users send within that time: one who uploads and is refused reads why only between two writes.
-const LINGER_BYTES: usize = 32 * 1024 * 1024;
+/// Some fill of the sockets between: one who uploads and is refused reads why only between two writes.
+const LINGER_BYTES: usize = 2 * 1024 * 1024;
 
 /// An HTTP proxy in front of a gateway stack.
 ///

@@ -103,7 +103,8 @@ where
             };
             Ok(answer.unwrap_or_else(|refusal| {
                 // What a refused CONNECT has sent already was meant for somebody else (RFC 9110 section 9.3.6), and what nobody
-                // reads of a body is in the way of the next request (RFC 9112 section 9.3). HTTP/2 tells them apart.
+                // reads of a body is in the way of the next request (RFC 9112 section 9.3): even a small one that has arrived, since this
+                // cannot be told from here. HTTP/2 tells them apart.
                 let unread = body.as_ref().is_some_and(|body| !body.is_end_stream());
                 let closes = unread || parts.method == Method::CONNECT;
                 let refusal =

@@ -26,6 +26,9 @@ use crate::udp::{self, Seats, UdpConfig, UdpDrops, User};
 /// What is made room for when a user is read: every message of a handshake fits, and early data mostly.
 const READ: usize = 1024;
 
+/// How long a reply to a request may wait for a user who takes nothing.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The SOCKS5 front: speaks with users, asks `stack`, relays.
 ///
 /// **Logins.** The front does not know whether there are accounts; the stack does. A user who offers "no login" is
@@ -124,18 +127,12 @@ impl<M: GatewayStack> Socks5<M> {
         stop: CancellationToken,
     ) -> Option<Relay<U, impl ByteStream + use<M, U>>> {
         let mut src = BytesMut::new();
-        let negotiating = timeout(self.handshake_timeout, self.negotiate(&mut user, source, &mut src));
-        let negotiated = tokio::select! {
-            // What has arrived is still answered.
-            biased;
-            negotiated = negotiating => negotiated,
-            () = stop.cancelled() => return None,
-        };
-        let asked = match negotiated {
+        let negotiating = self.negotiate(&mut user, source, &mut src, &stop);
+        let asked = match timeout(self.handshake_timeout, negotiating).await {
             Ok(Ok(asked)) => asked,
             Ok(Err(parting)) => {
                 debug!(%source, %parting, "handshake failed");
-                if !matches!(parting, Parting::Lost(_)) {
+                if !matches!(parting, Parting::Lost(_) | Parting::Stopped) {
                     let _ = farewell(user).await;
                 }
                 return None;
@@ -160,6 +157,7 @@ impl<M: GatewayStack> Socks5<M> {
         user: &mut U,
         source: SocketAddr,
         src: &mut BytesMut,
+        stop: &CancellationToken,
     ) -> Result<Asked<M::Response>, Parting> {
         let mut handshake = Handshake::new();
         let mut session = None;
@@ -174,7 +172,13 @@ impl<M: GatewayStack> Socks5<M> {
                 }
             }) else {
                 src.reserve(READ);
-                if user.read_buf(src).await? == 0 {
+                let read = tokio::select! {
+                    // What has arrived is still answered.
+                    biased;
+                    read = user.read_buf(src) => read?,
+                    () = stop.cancelled() => return Err(Parting::Stopped),
+                };
+                if read == 0 {
                     return Err(Parting::Lost(io::ErrorKind::UnexpectedEof.into()));
                 }
                 continue;
@@ -241,7 +245,7 @@ impl<M: GatewayStack> Socks5<M> {
             }
         };
         let reply = Reply::new(ReplyCode::Succeeded).encode();
-        match timeout(self.handshake_timeout, say(&mut user, &reply)).await {
+        match timeout(REPLY_TIMEOUT, say(&mut user, &reply)).await {
             Ok(Ok(())) => Some(relay(user, stream, self.relay).with_early(early.freeze())),
             _ => None,
         }
@@ -288,7 +292,7 @@ impl<M: GatewayStack> Socks5<M> {
             }
         };
         let reply = Reply::associated(bound).encode();
-        if let Ok(Ok(())) = timeout(self.handshake_timeout, say(&mut user, &reply)).await {
+        if let Ok(Ok(())) = timeout(REPLY_TIMEOUT, say(&mut user, &reply)).await {
             drop(early);
             let dial =
                 |target| Box::pin(dials.dial(Dial::udp(association, target, source, Front::SOCKS5))) as _;
@@ -305,7 +309,7 @@ impl<M: GatewayStack> Socks5<M> {
     /// Says no, and ends the connection so that it is heard.
     async fn refuse<U: Connection>(&self, mut user: U, code: ReplyCode) {
         let reply = Reply::new(code).encode();
-        if let Ok(Ok(())) = timeout(self.handshake_timeout, say(&mut user, &reply)).await {
+        if let Ok(Ok(())) = timeout(REPLY_TIMEOUT, say(&mut user, &reply)).await {
             let _ = farewell(user).await;
         }
     }
@@ -333,6 +337,8 @@ struct Asked<D> {
 enum Parting {
     /// They left, or cannot be spoken to.
     Lost(io::Error),
+    /// The front stops before they have said what they want.
+    Stopped,
     /// They do not offer what the stack wants.
     NoMethod,
     /// The stack does not let them in.
@@ -351,6 +357,7 @@ impl fmt::Display for Parting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lost(error) => write!(f, "user lost: {error}"),
+            Self::Stopped => f.write_str("the front stops"),
             Self::NoMethod => f.write_str("no way to log in that both know"),
             Self::Refused(error) => write!(f, "login refused: {error}"),
             Self::Wrong(error) => error.fmt(f),

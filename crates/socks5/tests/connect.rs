@@ -4,13 +4,15 @@
 
 mod stage;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyproxy_core::{BoxGateway, BoxStream, GatewayStack, Outcome, Target};
+use anyproxy_core::{BoxGateway, BoxStream, GatewayStack, Login, Outcome, Target};
 use anyproxy_front::{Listener, Relay, UserStream};
 use anyproxy_socks5::Socks5;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -316,6 +318,37 @@ async fn r6_after_stop_a_user_is_waited_for_who_has_asked_for_something() {
     expect(&mut user, SUCCESS).await;
     user.write_all(b"on").await.unwrap();
     expect(&mut target, b"on").await;
+}
+
+#[tokio::test]
+async fn r6_after_stop_a_login_under_way_is_answered() {
+    let (dials, mut asked) = by_hand();
+    let looked_up = Arc::new(Notify::new());
+    let (stack, seen) = accounts(dials, alice_alone);
+    let slow = {
+        let looked_up = looked_up.clone();
+        tower::service_fn(move |login: Login| {
+            let (stack, looked_up) = (stack.clone(), looked_up.clone());
+            async move {
+                let verdict = stack.login(login).await;
+                looked_up.notified().await;
+                verdict
+            }
+        })
+    };
+    let (stop, (mut user, near)) = (CancellationToken::new(), duplex(64));
+    let login = b"\x05\x01\x02\x01\x05alice\x06secret";
+    user.write_all(&[&login[..], CONNECT].concat()).await.unwrap();
+    let _task = tokio::spawn(Socks5::new(slow).serve_connection(near, source(), &stop));
+    while seen.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    stop.cancel();
+    tokio::task::yield_now().await;
+    looked_up.notify_one();
+    let _target = asked.recv().await.expect("asked for").connect();
+    expect(&mut user, b"\x05\x02\x01\x00").await;
+    expect(&mut user, SUCCESS).await;
 }
 
 #[tokio::test]

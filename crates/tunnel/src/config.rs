@@ -50,7 +50,8 @@ impl DroppedDatagrams {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn add(&self, datagrams: u64) {
+    /// Counts so many more: for whoever drops what a stream did not take, and has no count of their own.
+    pub fn add(&self, datagrams: u64) {
         self.0.fetch_add(datagrams, Ordering::Relaxed);
     }
 }

@@ -206,6 +206,11 @@ impl Tunnel {
         self.0.desk.drain(GoAwayCode::Replaced, "another process with this client id took over");
     }
 
+    /// The same because the client may not have it after all.
+    pub fn refuse(&self) {
+        self.0.desk.drain(GoAwayCode::Refused, "this client may not have this tunnel");
+    }
+
     /// Ends the tunnel and all its streams now.
     pub fn close(&self) {
         self.0.desk.close();

@@ -29,7 +29,8 @@ const REPORT: u32 = 64 * 1024;
 ///
 /// A stream opened for udp carries datagrams, each behind its length as a big-endian `u16`
 /// ([`Datagrams`](anyproxy_core::Datagrams), which drops one for which a write would have to wait). A write takes all or
-/// nothing; of several datagrams in one, those that find no room are dropped.
+/// nothing; of several datagrams in one, those that find no room are dropped. One that waits while the process's memory is
+/// short may wait until the stream ends: nobody is woken when it is not short any more.
 pub struct Stream {
     cell: Arc<Cell>,
     shared: Arc<Shared>,
