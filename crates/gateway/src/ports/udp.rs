@@ -25,9 +25,13 @@ use tracing::debug;
 
 use super::Port;
 
-/// The most senders a UDP port knows at once. Datagrams of more are dropped until one of these is silent for
-/// [`UDP_IDLE`].
+/// The most senders a UDP port knows at once: of more, the one heard longest ago gives way. Each may be a name that a stranger
+/// made up.
 const MAX_SENDERS: usize = 1024;
+
+/// The most dials of a UDP port under way at once: a tunnel takes 1,024 unanswered opens, and others dial on it too.
+/// Datagrams of senders beyond are dropped.
+const MAX_DIALS: usize = 256;
 
 /// How long a sender of a UDP port is remembered after its last datagram (RFC 4787 REQ-5).
 const UDP_IDLE: Duration = Duration::from_secs(120);
@@ -87,14 +91,14 @@ type Dialled = (SocketAddr, Result<BoxStream, BoxError>);
 
 enum Sender {
     Dialling { dial: Id, waiting: Vec<Datagram>, bytes: usize },
-    Open(mpsc::Sender<Datagram>),
+    Open { queue: mpsc::Sender<Datagram>, heard: Instant },
     Refused,
 }
 
 impl Sender {
     /// Whether its stream has ended.
     fn is_over(&self) -> bool {
-        matches!(self, Self::Open(queue) if queue.is_closed())
+        matches!(self, Self::Open { queue, .. } if queue.is_closed())
     }
 }
 
@@ -137,17 +141,22 @@ impl Senders {
                 self.known.remove(&source);
             }
         }
+        if matches!(self.known.get(&source), Some(Sender::Refused)) {
+            return self.port.drops.add(Dropped::Refused, 1);
+        }
         let Some(datagram) = Datagram::new(payload, &self.port.memory) else {
             return self.port.drops.add(Dropped::Full, 1);
         };
-        let is_full = self.known.len() >= MAX_SENDERS;
         let datagram = match self.known.get_mut(&source) {
-            Some(Sender::Open(queue)) => match queue.try_send(datagram) {
-                Ok(()) => return,
-                Err(TrySendError::Full(_)) => return self.port.drops.add(Dropped::Full, 1),
-                // The stream is over. The next datagram dials anew, as this one does.
-                Err(TrySendError::Closed(datagram)) => datagram,
-            },
+            Some(Sender::Open { queue, heard }) => {
+                *heard = Instant::now();
+                match queue.try_send(datagram) {
+                    Ok(()) => return,
+                    Err(TrySendError::Full(_)) => return self.port.drops.add(Dropped::Full, 1),
+                    // The stream is over. The next datagram dials anew, as this one does.
+                    Err(TrySendError::Closed(datagram)) => datagram,
+                }
+            }
             Some(Sender::Dialling { waiting, bytes, .. }) => {
                 let (of_one, bytes_of_one, bytes_of_all) = MAX_WAITING;
                 let length = datagram.payload.len();
@@ -161,9 +170,7 @@ impl Senders {
                 self.waiting += length;
                 return waiting.push(datagram);
             }
-            Some(Sender::Refused) => return self.port.drops.add(Dropped::Refused, 1),
-            None if is_full => return self.port.drops.add(Dropped::Full, 1),
-            None => datagram,
+            Some(Sender::Refused) | None => datagram,
         };
         self.dial(source, datagram);
     }
@@ -171,14 +178,34 @@ impl Senders {
     /// Dials for a sender; its datagram waits for it.
     fn dial(&mut self, source: SocketAddr, datagram: Datagram) {
         let length = datagram.payload.len();
-        if self.waiting + length > MAX_WAITING.2 {
+        if self.dials.len() >= MAX_DIALS || self.waiting + length > MAX_WAITING.2 {
             return self.port.drops.add(Dropped::Full, 1);
         }
+        self.make_room();
         let Some(dial) = self.port.dial(source, Some(Association::new())) else { return };
         let dials = self.port.dials.clone();
         let dial = self.dials.spawn(async move { (source, dials.dial(dial).await) }).id();
         self.waiting += length;
         self.known.insert(source, Sender::Dialling { dial, waiting: vec![datagram], bytes: length });
+    }
+
+    /// Where as many are known as may be, lets one go: one that was refused, else the one heard longest ago, whose stream
+    /// ends with its queue.
+    fn make_room(&mut self) {
+        if self.known.len() < MAX_SENDERS {
+            return;
+        }
+        let refused = self.refused.pop_front().map(|(_, source)| source);
+        let oldest = || {
+            let open = self.known.iter().filter_map(|(source, sender)| match sender {
+                Sender::Open { heard, .. } => Some((*heard, *source)),
+                Sender::Dialling { .. } | Sender::Refused => None,
+            });
+            open.min().map(|(_, source)| source)
+        };
+        if let Some(source) = refused.or_else(oldest) {
+            self.known.remove(&source);
+        }
     }
 
     fn dialled(&mut self, dialled: Result<(Id, Dialled), JoinError>) {
@@ -202,14 +229,18 @@ impl Senders {
             self.known.insert(source, Sender::Refused);
             return;
         };
-        let (queue, datagrams) = mpsc::channel(UDP_BACKLOG);
+        let (queue, mut datagrams) = mpsc::channel(UDP_BACKLOG);
         let (socket, drops) = (self.socket.clone(), self.port.drops.clone());
         self.flows.spawn(async move {
             // An error of the stream is its end, and so is that of the sender's silence.
-            let _ = exchange(&socket, source, waiting, datagrams, stream, &drops).await;
+            let _ = exchange(&socket, source, waiting, &mut datagrams, stream, &drops).await;
+            datagrams.close();
+            while datagrams.try_recv().is_ok() {
+                drops.add(Dropped::Full, 1);
+            }
             source
         });
-        self.known.insert(source, Sender::Open(queue));
+        self.known.insert(source, Sender::Open { queue, heard: Instant::now() });
     }
 
     fn ended(&mut self, ended: Result<SocketAddr, JoinError>) {
@@ -231,7 +262,7 @@ async fn exchange(
     socket: &UdpSocket,
     source: SocketAddr,
     waiting: Vec<Datagram>,
-    mut queue: mpsc::Receiver<Datagram>,
+    queue: &mut mpsc::Receiver<Datagram>,
     stream: impl ByteStream,
     drops: &Drops,
 ) -> io::Result<()> {
@@ -261,7 +292,8 @@ async fn exchange(
             }
             received = moved => match received? {
                 true => {
-                    let _ = socket.send_to(&answer.split(), source).await;
+                    // Taken whole: what is split off leaves its memory with the rest.
+                    let _ = socket.send_to(&std::mem::take(&mut answer), source).await;
                 }
                 false => return Ok(()),
             },
@@ -292,7 +324,7 @@ pub(super) struct Drops([AtomicU64; Dropped::ALL.len()]);
 enum Dropped {
     /// Its sender's dial failed, lately or just now.
     Refused,
-    /// The way to the client is full, too many wait for their dials, there are too many senders, or memory is short.
+    /// The way to the client is full, too many wait for their dials, or memory is short.
     Full,
 }
 
@@ -408,6 +440,49 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_more_dials_are_under_way_than_leave_room_for_others() {
+        let (mut senders, gate) = senders(&Memory::default()).await;
+        let most = u16::try_from(MAX_DIALS).unwrap();
+        (0..=most).for_each(|number| senders.handle(sender(number), b"x"));
+        assert_eq!((full(&senders), senders.dials.len()), (1, MAX_DIALS));
+        gate.add_permits(1);
+        let dialled = senders.dials.join_next_with_id().await.unwrap();
+        senders.dialled(dialled);
+        senders.handle(sender(most), b"x");
+        assert_eq!((full(&senders), senders.dials.len()), (1, MAX_DIALS));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_too_many_senders_the_one_heard_longest_ago_gives_way() {
+        let (mut senders, _gate) = senders(&Memory::default()).await;
+        let most = u16::try_from(MAX_SENDERS).unwrap();
+        let (keep, _targets) = mpsc::unbounded_channel();
+        senders.port.dials = BoxDial::new(tower::service_fn(move |_: Dial| {
+            let (near, far) = tokio::io::duplex(64);
+            let kept = keep.send(far);
+            async move { kept.map(|()| BufReader::new(near)) }
+        }));
+        for number in 0..most {
+            senders.handle(sender(number), b"x");
+            let dialled = senders.dials.join_next_with_id().await.unwrap();
+            senders.dialled(dialled);
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        senders.handle(sender(0), b"x");
+        senders.handle(sender(most), b"x");
+        assert_eq!((full(&senders), senders.known.len()), (0, MAX_SENDERS));
+        assert!(senders.known.contains_key(&sender(0)) && !senders.known.contains_key(&sender(1)));
+        let ended = senders.flows.join_next().await.unwrap();
+        assert_eq!(*ended.as_ref().unwrap(), sender(1), "its stream ends");
+        senders.ended(ended);
+        // One that was refused goes first.
+        senders.known.insert(sender(2), Sender::Refused);
+        senders.refused.push_back((Instant::now() + REFUSED_FOR, sender(2)));
+        senders.handle(sender(most + 1), b"x");
+        assert!(senders.known.contains_key(&sender(3)) && !senders.known.contains_key(&sender(2)));
+    }
+
+    #[tokio::test]
     async fn nothing_waits_where_memory_is_short() {
         let memory = Memory::new(800);
         let (mut senders, _gate) = senders(&memory).await;
@@ -417,15 +492,6 @@ mod tests {
         senders.handle(sender(1), b"x");
         senders.handle(sender(2), b"x");
         assert_eq!((full(&senders), senders.waiting, senders.dials.len()), (2, 699, 1));
-    }
-
-    #[tokio::test]
-    async fn a_port_knows_no_more_senders_than_it_may() {
-        let (mut senders, _gate) = senders(&Memory::default()).await;
-        for number in 0..=u16::try_from(MAX_SENDERS).unwrap() {
-            senders.handle(sender(number), b"x");
-        }
-        assert_eq!((full(&senders), senders.known.len()), (1, MAX_SENDERS));
     }
 
     #[tokio::test(start_paused = true)]
