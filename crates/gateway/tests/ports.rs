@@ -11,7 +11,7 @@ use anyproxy_gateway::{Clients, Config, Ports};
 use anyproxy_tunnel::frame::{
     ClientHello, OpenErr, OpenErrClass, OpenOk, PortRequest, PortStatus, Transport,
 };
-use anyproxy_tunnel::{Memory, Request};
+use anyproxy_tunnel::{Memory, OpenRequest, Request};
 use support::House;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufStream, DuplexStream};
 use tokio::net::{TcpStream, UdpSocket};
@@ -57,16 +57,23 @@ async fn a_connection_to_a_granted_port_is_a_dial_to_its_client_alone() {
     assert_eq!(&banner, b"SSH-2.0-x");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_user_of_a_port_may_end_before_the_dial_is_done() {
+/// A user of a client's port who has ended with nothing said, and the dial that waits; with what both live by.
+async fn ended_first() -> (TcpStream, OpenRequest, impl Sized) {
     let port = free_port();
-    let (house, _ports) = house(port);
-    let mut peer = house.connect("east", "green", hello("ssh", port, Transport::Tcp)).await.unwrap();
-    let mut user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let (house, ports) = house(port);
+    let mut peer =
+        house.connect("east", "green", hello("ssh", port, Transport::Tcp)).await.expect("is let in");
+    let mut user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("it listens");
     let Some(Request::Open(request)) = peer.requests.next().await else { panic!("no open") };
-    user.shutdown().await.unwrap();
+    user.shutdown().await.expect("ends");
     // Time is paused: it passes when nobody has anything to do, and so has heard of the end.
     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    (user, request, (house, ports, peer))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_of_a_port_may_end_before_the_dial_is_done() {
+    let (mut user, request, _alive) = ended_first().await;
     let mut far = request.accept(OpenOk::default());
     let mut heard = Vec::new();
     far.read_to_end(&mut heard).await.unwrap();
@@ -79,13 +86,7 @@ async fn a_user_of_a_port_may_end_before_the_dial_is_done() {
 
 #[tokio::test(start_paused = true)]
 async fn a_user_of_a_port_whose_dial_fails_is_reset_though_they_ended_first() {
-    let port = free_port();
-    let (house, _ports) = house(port);
-    let mut peer = house.connect("east", "green", hello("ssh", port, Transport::Tcp)).await.unwrap();
-    let mut user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
-    let Some(Request::Open(request)) = peer.requests.next().await else { panic!("no open") };
-    user.shutdown().await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    let (mut user, request, _alive) = ended_first().await;
     request.refuse(OpenErr::new(OpenErrClass::Refused, "no printer"));
     let error = user.read(&mut [0]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);

@@ -44,10 +44,8 @@ pub(crate) struct Exchange<S, B> {
     download: Download,
     /// What the response says of its length; where it has no body, that of the one it stands for.
     length: Option<u64>,
-    /// Whether the target said that it goes on behind this response,
+    /// Whether the target said that it goes on behind this response.
     keeps_alive: bool,
-    /// and, while it is given a body, did not answer with an error.
-    goes_on: bool,
     upgrades: bool,
     max_padding: usize,
     silence: Silence,
@@ -126,7 +124,6 @@ where
             download: Download::Head,
             length: None,
             keeps_alive: false,
-            goes_on: false,
             upgrades: request.upgrades,
             max_padding: config.max_padding,
             silence,
@@ -181,7 +178,6 @@ where
     fn begin_download(&mut self, head: &ResponseHead) -> Result<(), Malformed> {
         self.silence.since = None;
         self.keeps_alive = head.keeps_alive();
-        self.goes_on = self.keeps_alive && !(head.status.is_client_error() || head.status.is_server_error());
         self.length = content_length(&head.headers)?;
         self.download = match head.framing(&self.method, self.length)? {
             Framing::Length(length) => Download::Length(length),
@@ -207,15 +203,16 @@ where
         self.stream.take()
     }
 
-    /// Whether the request's body is read, or will be as far as can be told. If it is not, the user's connection ends with
-    /// the response, and says so (RFC 9112 section 9.6).
-    pub(crate) const fn will_be_read(&self) -> bool {
-        match self.upload {
-            Upload::Sent => true,
-            // Some targets answer while they read on.
-            Upload::Sending { .. } => self.goes_on,
-            Upload::Held { .. } | Upload::Broken => false,
-        }
+    /// Whether the target has been given the whole request. If it is not, the user's connection ends with the response,
+    /// and says so (RFC 9112 section 9.6).
+    pub(crate) const fn has_sent(&self) -> bool {
+        matches!(self.upload, Upload::Sent)
+    }
+
+    /// Whether it has, or will be as far as a target's `status` tells: some answer while they read on.
+    pub(crate) fn will_be_sent(&self, status: StatusCode) -> bool {
+        let goes_on = self.keeps_alive && !(status.is_client_error() || status.is_server_error());
+        self.has_sent() || (goes_on && matches!(self.upload, Upload::Sending { .. }))
     }
 
     pub(crate) const fn busy(&self) -> &Busy {
@@ -249,7 +246,7 @@ where
                 Upload::Sent | Upload::Broken => return Poll::Ready(Ok(())),
                 Upload::Held { patience, .. } => {
                     ready!(patience.as_mut().poll(cx));
-                    let _ = self.upload.set_free();
+                    self.upload.set_free();
                     continue;
                 }
                 Upload::Sending { body, left } => (body, left),

@@ -206,7 +206,7 @@ impl<M: GatewayStack> Served<M> {
                 }
                 Err(fault) => {
                     let refusal = Refusal::from(fault).towards(&route.target);
-                    return Err(if exchange.will_be_read() { refusal } else { refusal.closing() });
+                    return Err(if exchange.has_sent() { refusal } else { refusal.closing() });
                 }
             }
         }
@@ -277,7 +277,7 @@ impl<M: GatewayStack> Served<M> {
         let length = exchange.length().filter(|_| !bodiless);
         let mut headers = head.headers;
         clean_response(&mut headers, head.http_11, length, &self.config.name);
-        if !exchange.will_be_read() && parts.version != Version::HTTP_2 {
+        if !exchange.will_be_sent(head.status) && parts.version != Version::HTTP_2 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         *response.headers_mut() = headers;

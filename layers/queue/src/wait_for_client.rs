@@ -243,6 +243,7 @@ mod tests {
     use tokio_test::task::spawn;
     use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
     use tower::ServiceBuilder;
+    use tower::retry::Retry;
     use tower_service::Service;
 
     use super::*;
@@ -300,6 +301,12 @@ mod tests {
         Group { present: watch::Sender::new(false), failure: Fault::Unreached(Outcome::NoClient) }
     }
 
+    fn waits_3_s(group: &Group) -> Retry<WaitForClient<Group>, Group> {
+        ServiceBuilder::new()
+            .retry(WaitForClient::new(group.clone(), Duration::from_secs(3)))
+            .service(group.clone())
+    }
+
     fn dial(user: &str) -> Dial {
         let mut dial = Dial::tcp(Target::parse("t:1").unwrap(), "192.0.2.1:9".parse().unwrap(), Front::HTTP);
         dial.identity = Account::new(user, ["g"]).into();
@@ -309,9 +316,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_comes_back_goes_unnoticed() {
         let group = absent();
-        let stack = ServiceBuilder::new()
-            .retry(WaitForClient::new(group.clone(), Duration::from_secs(3)))
-            .service(group.clone());
+        let stack = waits_3_s(&group);
         let dial = dial("a");
         let journal = dial.journal.clone();
         let mut dialing = spawn(stack.dial(dial));
@@ -327,9 +332,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_wait_that_its_user_left_is_in_the_journal() {
         let group = absent();
-        let stack = ServiceBuilder::new()
-            .retry(WaitForClient::new(group.clone(), Duration::from_secs(3)))
-            .service(group.clone());
+        let stack = waits_3_s(&group);
         let dial = dial("a");
         let journal = dial.journal.clone();
         let mut dialing = spawn(stack.dial(dial));
@@ -342,9 +345,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn f1_without_a_client_the_answer_is_still_no_client_and_in_time() {
         let group = absent();
-        let stack = ServiceBuilder::new()
-            .retry(WaitForClient::new(group.clone(), Duration::from_secs(3)))
-            .service(group.clone());
+        let stack = waits_3_s(&group);
         let started = Instant::now();
         let error = stack.dial(dial("a")).await.err().unwrap();
         assert_eq!(Outcome::of(&*error), Outcome::NoClient);
@@ -362,9 +363,7 @@ mod tests {
             (Fault::Unanswered(Outcome::TimedOut), false),
         ] {
             let group = Group { failure, ..absent() };
-            let stack = ServiceBuilder::new()
-                .retry(WaitForClient::new(group.clone(), Duration::from_secs(3)))
-                .service(group.clone());
+            let stack = waits_3_s(&group);
             assert_eq!(spawn(stack.dial(dial("a"))).poll().is_pending(), waits, "{failure:?}");
         }
     }
