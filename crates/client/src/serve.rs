@@ -10,7 +10,7 @@ use anyproxy_tunnel::frame::{GoAway, GoAwayCode, OpenErr, OpenErrClass};
 use anyproxy_tunnel::{ClientTunnel, CloseReason, KEPT_RULES, OpenRequest, Request};
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, interval, sleep_until};
+use tokio::time::{Instant, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{AccessLine, Escaped};
@@ -70,7 +70,7 @@ pub(crate) async fn serve(
         left.take().is_some_and(|left| left.send(how).is_ok())
     };
     let (mut draining, mut deadline) = (false, None);
-    let (mut refused, mut tell) = (0, interval(TELL_EVERY));
+    let (mut refused, mut tell) = (0, interval_at(Instant::now() + TELL_EVERY, TELL_EVERY));
     loop {
         tokio::select! {
             request = requests.next() => match request {

@@ -250,7 +250,7 @@ async fn opens_refused_for_want_of_room_are_told_together() {
     }
     assert!(!logged().contains("opens are refused"), "{}", logged());
     tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(10)).await;
+    tokio::time::advance(Duration::from_secs(11)).await;
     while !logged().contains("opens are refused") {
         tokio::task::yield_now().await;
     }
