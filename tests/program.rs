@@ -142,6 +142,7 @@ async fn check_refuses_what_could_not_work() -> Result {
         ("ping_timeout: 0s", "ping_timeout is 0"),
         ("connect_timeout: 0s", "gateway: connect_timeout is 0"),
         ("handshake_timeout: 0s", "gateway: handshake_timeout is 0"),
+        ("busy_poll: 1001us", "gateway: busy_poll is above 1ms"),
         ("limits: { bandwidth: { down: 0 } }", "gateway.limits.bandwidth of 0: nothing could travel"),
         ("limits: { bandwidth: { key: user } }", "gateway.limits.bandwidth has neither up nor down"),
         ("auth_password_file: secret.txt", "gateway: give either auth_password or auth_password_file"),
@@ -164,8 +165,10 @@ async fn check_refuses_what_could_not_work() -> Result {
         let output = on_file(folder(&text).await?.path(), "check", &[]).await?;
         assert!(output.code == 1 && output.err.contains(said), "{said}: {output:?}");
     }
-    let dir = folder(&format!("{GATEWAY}  ping_interval: 1s\n")).await?;
-    assert_eq!(on_file(dir.path(), "check", &[]).await?.code, 0);
+    for key in ["ping_interval: 1s", "busy_poll: 1ms", "busy_poll: 0"] {
+        let dir = folder(&format!("{GATEWAY}  {key}\n")).await?;
+        assert_eq!(on_file(dir.path(), "check", &[]).await?.code, 0, "{key}");
+    }
     Ok(())
 }
 

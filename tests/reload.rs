@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyproxy_tests::{
-    HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, Way, head, run, tool, tunnel, until,
+    HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, Way, head, metric, run, tool, tunnel,
+    until,
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -82,6 +83,41 @@ async fn r3_what_a_new_file_says_holds_at_once_and_living_streams_go_on() -> Res
 
     living.write_all(b"still here").await?;
     living.read_exact(&mut [0; 10]).await?;
+    Ok(())
+}
+
+/// How many waits ended while a thread looked for work, once a byte has been to the target and back a hundred times.
+async fn looks(program: &Program, stage: &Stage, echo: &Target) -> Result<f64> {
+    let mut stream = tunnel(stage, Way::Socks5, echo.addr()).await?;
+    for _ in 0..100 {
+        stream.write_all(b"a").await?;
+        stream.read_exact(&mut [0]).await?;
+    }
+    metric(program, "anyproxy_waits_total{end=\"looking\"}").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r3_threads_look_for_work_before_they_sleep_for_as_long_as_the_new_file_says() -> Result {
+    let never = "  busy_poll: 0".to_owned();
+    let top = "admin: { listen_addr: '127.0.0.1:0' }".to_owned();
+    let options = Options { gateway: never.clone(), client: never, top, ..Options::default() };
+    // Both read the same file, so each listens on a port of its own.
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let ends = [&stage.gateway, &stage.client];
+    for end in ends {
+        assert_eq!(looks(end, &stage, &echo).await?, 0.0);
+    }
+    edit(&stage, "busy_poll: 0", "busy_poll: 1ms")?;
+    for end in ends {
+        reload(end, "the file is in force", 1)?;
+        until("it looks for work", async || Ok(looks(end, &stage, &echo).await? > 0.0)).await?;
+    }
+    edit(&stage, "busy_poll: 1ms", "busy_poll: 0")?;
+    for end in ends {
+        reload(end, "the file is in force", 2)?;
+        let before = looks(end, &stage, &echo).await?;
+        assert_eq!(looks(end, &stage, &echo).await?, before);
+    }
     Ok(())
 }
 

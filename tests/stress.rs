@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyproxy_mock_peer::client;
 use anyproxy_tests::{
-    HttpTarget, Options, PATIENCE, Program, Result, Stage, Target, Way, free_port, head, run, tool, tunnel,
-    until,
+    HttpTarget, Options, PATIENCE, Program, Result, Stage, Target, Way, free_port, head, metric, metric_at,
+    run, tool, tunnel, until,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -38,20 +38,6 @@ async fn alone() -> MutexGuard<'static, ()> {
 /// `usual`, or ten times that where all is asked for.
 fn tenfold(usual: usize) -> usize {
     if std::env::var_os("ANYPROXY_TEST_FULL").is_some() { 10 * usual } else { usual }
-}
-
-/// The gauge or counter of an admin page.
-async fn metric(program: &Program, name: &str) -> Result<f64> {
-    metric_at(program.listening("admin")?, name).await
-}
-
-async fn metric_at(admin: SocketAddr, name: &str) -> Result<f64> {
-    let mut admin = TcpStream::connect(admin).await?;
-    admin.write_all(b"GET /metrics HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").await?;
-    let mut page = String::new();
-    admin.read_to_string(&mut page).await?;
-    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    Ok(value.ok_or_else(|| format!("no {name}"))?.parse()?)
 }
 
 /// Asks for `target`: the code of the answer, and what is behind it.

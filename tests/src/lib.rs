@@ -5,6 +5,7 @@
 //! the client is connected. Nothing here sleeps: everything waits for a log line, a port, a fact or an end, and
 //! gives up after [`PATIENCE`].
 
+mod admin;
 mod program;
 mod stage;
 mod target;
@@ -13,6 +14,7 @@ mod user;
 
 use std::time::{Duration, Instant};
 
+pub use admin::{metric, metric_at};
 pub use program::Program;
 pub use stage::{Options, PASSWORD, Stage, USER, free_port};
 pub use target::{HttpTarget, RefusingTarget, SilentTarget, Target};

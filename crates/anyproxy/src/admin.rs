@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyproxy_config::{ListenAddr, Spanned};
 use anyproxy_front::Listener;
 use anyproxy_tunnel::{DroppedDatagrams, Memory};
+use anyproxy_workers::Workers;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
@@ -55,6 +56,13 @@ pub(crate) fn measure_memory(memory: &Memory) {
 /// Publishes what tunnels dropped, those that have ended included.
 pub(crate) fn measure_dropped(dropped: &DroppedDatagrams) {
     metrics::counter!("anyproxy_tunnel_datagrams_dropped_total").absolute(dropped.get());
+}
+
+/// Publishes how the threads' waits for something to do ended.
+pub(crate) fn measure_waits(workers: &Workers) {
+    let waits = workers.waits();
+    metrics::counter!("anyproxy_waits_total", "end" => "looking").absolute(waits.looking);
+    metrics::counter!("anyproxy_waits_total", "end" => "asleep").absolute(waits.asleep);
 }
 
 /// The recorder of this process.
@@ -175,6 +183,10 @@ fn describe() {
     metrics::describe_counter!(
         "anyproxy_tunnel_datagrams_dropped_total",
         "Datagrams that found no room in a tunnel, in either direction"
+    );
+    metrics::describe_counter!(
+        "anyproxy_waits_total",
+        "Waits of threads for something to do, by whether they looked for it (busy_poll) or slept when it came"
     );
     metrics::describe_counter!("anyproxy_reloads_total", "SIGHUPs, by whether the file was taken over");
     metrics::describe_counter!(

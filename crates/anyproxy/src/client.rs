@@ -39,13 +39,20 @@ pub(crate) async fn serve(
     workers: &Workers,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
+    workers.set_busy_poll(settings.busy_poll);
     settings.config.seats = Some(workers.tunnels());
     let memory = settings.config.tunnel.memory.clone();
     let dropped = settings.config.tunnel.dropped_datagrams.clone();
     let client = Client::new(settings.config).map_err(|error| Failure::of("client", error))?;
-    let probe = Arc::new(Tunnels { handle: client.handle(), memory, dropped, stop: stop.clone() });
-    let handle = client.handle();
-    let reloading = reloads.map(|(reloads, fixed)| reloads.serve(reload::Client { handle, fixed }));
+    let (handle, workers) = (client.handle(), workers.clone());
+    let probe = Arc::new(Tunnels {
+        handle: handle.clone(),
+        memory,
+        dropped,
+        workers: workers.clone(),
+        stop: stop.clone(),
+    });
+    let reloading = reloads.map(|(reloads, fixed)| reloads.serve(reload::Client { handle, workers, fixed }));
     // The admin listener lives until the last stream is gone: somebody watches the drain.
     let done = CancellationToken::new();
     let admin = admin.map(|admin| admin.serve(probe, done.clone()));
@@ -65,6 +72,7 @@ struct Tunnels {
     handle: Handle,
     memory: Memory,
     dropped: DroppedDatagrams,
+    workers: Workers,
     stop: CancellationToken,
 }
 
@@ -72,6 +80,7 @@ impl Probe for Tunnels {
     fn measure(&self) {
         admin::measure_memory(&self.memory);
         admin::measure_dropped(&self.dropped);
+        admin::measure_waits(&self.workers);
         #[expect(clippy::cast_precision_loss, reason = "there are not 2^52 tunnels")]
         metrics::gauge!("anyproxy_tunnels").set(self.handle.tunnels() as f64);
     }

@@ -70,6 +70,7 @@ pub(crate) struct Bound {
     fronts: Vec<(settings::Front, Listener)>,
     admin: Option<admin::Bound>,
     users: Users,
+    workers: Workers,
     open_files: usize,
 }
 
@@ -96,7 +97,8 @@ impl Bound {
             listen::announce(front.protocol.as_str(), listener);
         }
         listen::announce("gateway", &clients_listener);
-        Ok(Self { settings, clients_listener, fronts, admin, users, open_files })
+        let workers = workers.clone();
+        Ok(Self { settings, clients_listener, fronts, admin, users, workers, open_files })
     }
 
     /// Where clients connect to.
@@ -117,7 +119,8 @@ impl Bound {
         reloads: Option<(Reloads, Fixed)>,
         stop: CancellationToken,
     ) -> Result<(), Failure> {
-        let Self { settings, clients_listener, fronts, admin, users, open_files } = self;
+        let Self { settings, clients_listener, fronts, admin, users, workers, open_files } = self;
+        workers.set_busy_poll(settings.busy_poll);
         let metrics =
             MetricsLayer::new().with_user_labels(admin.as_ref().map_or(0, admin::Bound::user_labels));
         for front in [Front::HTTP, Front::SOCKS5, Front::SNI] {
@@ -194,6 +197,7 @@ impl Bound {
                 client_accounts,
                 rights,
                 tls,
+                workers: workers.clone(),
                 open_files,
                 fixed,
             })
@@ -202,8 +206,17 @@ impl Bound {
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
         let (waits, living) = (waiting.clone(), clients.clone());
-        let probe =
-            Arc::new(Connected { clients, line, waiting, drops, ports, memory, dropped, stop: stop.clone() });
+        let probe = Arc::new(Connected {
+            clients,
+            line,
+            waiting,
+            drops,
+            ports,
+            memory,
+            dropped,
+            workers,
+            stop: stop.clone(),
+        });
         let admin = admin.map(|admin| admin.serve(probe, done.clone()));
         let draining = async {
             stop.cancelled().await;
@@ -238,6 +251,7 @@ struct Connected {
     ports: Ports,
     memory: Memory,
     dropped: DroppedDatagrams,
+    workers: Workers,
     stop: CancellationToken,
 }
 
@@ -252,6 +266,7 @@ impl Probe for Connected {
         metrics::gauge!("anyproxy_waiting_for_client").set(count(self.waiting.waiting()));
         admin::measure_memory(&self.memory);
         admin::measure_dropped(&self.dropped);
+        admin::measure_waits(&self.workers);
         let mut dropped = BTreeMap::<_, u64>::new();
         let fronts = self.drops.iter().flat_map(|drops| drops.counts());
         for (reason, count) in fronts.chain(self.ports.udp_drops()) {

@@ -1,11 +1,11 @@
 //! SIGHUP: the file is read again, and taken over as a whole or not at all.
 //!
-//! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates. What a new
-//! file revokes is refused from then on: requests and logins of users, and tunnels of clients whose account is gone or may
-//! do less than before. Streams and UDP associations that live go on; an association's new destinations are
-//! judged by the new accounts and rules. Whatever else differs is named in the log and waits for a restart. A front that
-//! the file has no longer, or with accounts or TLS where it had none, or without those it had, cannot wait: such a file
-//! is not taken over.
+//! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates, how long
+//! threads look for work. What a new file revokes is refused from then on: requests and logins of users, and tunnels of
+//! clients whose account is gone or may do less than before. Streams and UDP associations that live go on; an association's
+//! new destinations are judged by the new accounts and rules. Whatever else differs is named in the log and waits for a
+//! restart. A front that the file has no longer, or with accounts or TLS where it had none, or without those it had, cannot
+//! wait: such a file is not taken over.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,6 +21,7 @@ use anyproxy_gateway::Clients;
 use anyproxy_http::ReuseLayer;
 use anyproxy_queue::{QueueHandle, WaitHandle};
 use anyproxy_rate_limit::{BandwidthHandle, RateLimitHandle};
+use anyproxy_workers::Workers;
 use arc_swap::ArcSwap;
 use tokio::task::spawn_blocking;
 
@@ -98,6 +99,7 @@ pub(crate) struct Gateway {
     pub(crate) client_accounts: AccountsHandle,
     pub(crate) rights: Arc<ArcSwap<Rights>>,
     pub(crate) tls: Tls,
+    pub(crate) workers: Workers,
     pub(crate) open_files: usize,
     pub(crate) fixed: Fixed,
 }
@@ -133,6 +135,7 @@ impl Running for Gateway {
         self.queue.replace(settings.limits.queue(self.open_files));
         self.wait.replace(settings.limits.wait_for_client);
         self.balance.replace(settings.limits.balance);
+        self.workers.set_busy_poll(settings.busy_poll);
         for settings in settings.fronts {
             let Some(front) = self.fronts.iter().find(|front| front.protocol == settings.protocol) else {
                 continue;
@@ -192,6 +195,7 @@ impl Gateway {
 /// The handle to a running client.
 pub(crate) struct Client {
     pub(crate) handle: anyproxy_client::Handle,
+    pub(crate) workers: Workers,
     pub(crate) fixed: Fixed,
 }
 
@@ -207,6 +211,7 @@ impl Running for Client {
 
     fn take_over(&self, (settings, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
         self.handle.set_rules(settings.config.rules);
+        self.workers.set_busy_poll(settings.busy_poll);
         Ok(self.fixed.changed(&fixed))
     }
 }

@@ -192,6 +192,9 @@ sections! {
         drain_timeout: Duration,
         /// What streams' bytes may occupy. Default: half of what the machine or its control group has.
         memory_limit: Bytes,
+        /// How long a thread that has nothing to do goes on looking for work before it sleeps, where that lately paid.
+        /// Default: 50us, at most 1ms; 0: not at all.
+        busy_poll: Duration,
     }
 
     /// An account of a client.
@@ -346,6 +349,9 @@ sections! {
         drain_timeout: Duration,
         /// What streams' bytes may occupy. Default: half of what the machine or its control group has.
         memory_limit: Bytes,
+        /// How long a thread that has nothing to do goes on looking for work before it sleeps, where that lately paid.
+        /// Default: 50us, at most 1ms; 0: not at all.
+        busy_poll: Duration,
     }
 
     /// An entry of `client.limit`.

@@ -93,7 +93,7 @@ impl fmt::Display for ListenAddr {
 
 // === Duration ===
 
-/// A length of time: `500ms`, `5s`, `10m`, `1h`, `2d`, or several of them in a row; `0` is none.
+/// A length of time: `50us`, `500ms`, `5s`, `10m`, `1h`, `2d`, or several of them in a row; `0` is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Duration(pub time::Duration);
 
@@ -112,19 +112,22 @@ impl FromStr for Duration {
             let (number, tail) = rest.split_at(digits);
             let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(letters);
-            let milliseconds: u64 = match unit {
-                "ms" => 1,
-                "s" => 1_000,
-                "m" => 60_000,
-                "h" => 3_600_000,
-                "d" => 86_400_000,
+            let microseconds: u64 = match unit {
+                "us" => 1,
+                "ms" => 1_000,
+                "s" => 1_000_000,
+                "m" => 60_000_000,
+                "h" => 3_600_000_000,
+                "d" => 86_400_000_000,
                 _ => return Err(wrong()),
             };
             let number: u64 = number.parse().map_err(|_| wrong())?;
             // A year is more than any of these waits can mean, and far from every overflow.
-            let part =
-                number.checked_mul(milliseconds).filter(|ms| *ms <= 366 * 86_400_000).ok_or_else(wrong)?;
-            total += time::Duration::from_millis(part);
+            let part = number
+                .checked_mul(microseconds)
+                .filter(|us| *us <= 366 * 86_400_000_000)
+                .ok_or_else(wrong)?;
+            total += time::Duration::from_micros(part);
             rest = tail;
         }
         if text.is_empty() { Err(wrong()) } else { Ok(Self(total)) }
@@ -404,6 +407,7 @@ mod tests {
         assert_eq!(millis("1h30m"), Ok(5_400_000));
         assert_eq!(millis("500ms"), Ok(500));
         assert_eq!(millis("0"), Ok(0));
+        assert_eq!("1ms50us".parse(), Ok(Duration(time::Duration::from_micros(1_050))));
         for bad in ["", "5", "s", "5 s", "-5s", "1.5s", "99999999999999999999s", "400d"] {
             assert!(millis(bad).is_err(), "{bad:?}");
         }

@@ -27,10 +27,12 @@
 //! # }
 //! ```
 
+mod busy_poll;
 mod crew;
 mod pulse;
 mod seat;
 
+pub use busy_poll::Waits;
 pub use crew::Crew;
 pub use pulse::Pulse;
 pub use seat::{Seat, Seated, Seats, Workers};

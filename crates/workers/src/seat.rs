@@ -4,11 +4,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 
-use crate::{Crew, Pulse};
+use crate::{Crew, Pulse, Waits};
 
 /// Threads, each with a runtime, and who sits where. Cheap to clone; clones are the same threads.
 #[derive(Clone)]
@@ -65,6 +66,20 @@ impl Workers {
             users: AtomicUsize::new(0),
         };
         Self(threads.into_iter().map(worker).collect())
+    }
+
+    /// How long each of the threads, once it has nothing to do, goes on looking for work before it sleeps:
+    /// [`Pulse::set_busy_poll`]. Those of [`here`](Self::here) sleep as their runtime has it.
+    pub fn set_busy_poll(&self, limit: Duration) {
+        for worker in &*self.0 {
+            worker.pulse.set_busy_poll(limit);
+        }
+    }
+
+    /// How the waits of all threads for something to do have ended.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        self.0.iter().map(|worker| worker.pulse.waits()).sum()
     }
 
     /// Seats for tunnels: each where the fewest are, and among those rather not where the thread is busy.
@@ -233,7 +248,6 @@ impl<F: Future> Future for Seated<F> {
 #[cfg(test)]
 mod tests {
     use std::thread;
-    use std::time::Duration;
 
     use tokio::sync::oneshot;
 

@@ -1,13 +1,15 @@
 //! The client.
 
+use std::time::Duration;
+
 use anyproxy_acl::Policy;
 use anyproxy_client::{ClientTls, Config, OpenPort, Replicas, Transport};
 use anyproxy_config as config;
 use anyproxy_core::{Credentials, Host, Target};
 
 use super::{
-    CONNECT_TIMEOUT, DRAIN_TIMEOUT, HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, Source, duration, positive, rules,
-    tunnel, unless_zero,
+    CONNECT_TIMEOUT, DRAIN_TIMEOUT, HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, Source, busy_poll, duration, positive,
+    rules, tunnel, unless_zero,
 };
 use crate::failure::Failure;
 use crate::{secrets, tls};
@@ -15,6 +17,8 @@ use crate::{secrets, tls};
 /// A client, ready to be run.
 pub(crate) struct Client {
     pub(crate) config: Config,
+    /// How long threads look for work before they sleep.
+    pub(crate) busy_poll: Duration,
 }
 
 impl Client {
@@ -44,7 +48,8 @@ impl Client {
         config.drain_timeout = duration(section.drain_timeout, DRAIN_TIMEOUT);
         config.tunnel = tunnel(source, section.ping_interval, section.ping_timeout, section.memory_limit)?;
         config.check().map_err(|error| Failure::of(&source.name, error))?;
-        Ok(Self { config })
+        let busy_poll = busy_poll(section.busy_poll, wrong)?;
+        Ok(Self { config, busy_poll })
     }
 
     fn tls(source: &Source, section: &config::Client) -> Result<ClientTls, Failure> {

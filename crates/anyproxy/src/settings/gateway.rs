@@ -20,7 +20,7 @@ use super::accounts::{Placed, Proof};
 use super::rules::Route;
 use super::{
     CONNECT_TIMEOUT, DRAIN_TIMEOUT, Front, HALF_CLOSED_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Source,
-    accounts, duration, positive, rules, tunnel, unless_zero,
+    accounts, busy_poll, duration, positive, rules, tunnel, unless_zero,
 };
 use crate::failure::Failure;
 use crate::stack::Rights;
@@ -46,6 +46,8 @@ pub(crate) struct Gateway {
     pub(crate) open_timeout: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) tunnel: anyproxy_tunnel::Config,
+    /// How long threads look for work before they sleep.
+    pub(crate) busy_poll: Duration,
 }
 
 /// Limits on users, and how clients are chosen.
@@ -108,6 +110,7 @@ impl Gateway {
             open_timeout: connect_timeout + connect_timeout / 2,
             drain_timeout: duration(section.drain_timeout, DRAIN_TIMEOUT),
             tunnel: tunnel(source, section.ping_interval, section.ping_timeout, section.memory_limit)?,
+            busy_poll: busy_poll(section.busy_poll, wrong)?,
         })
     }
 

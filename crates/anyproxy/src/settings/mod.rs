@@ -37,6 +37,11 @@ const LEAST_MEMORY: u64 = 1024 * 1024;
 /// The least between two pings: whoever gets more of them takes that for a flood, and ends the tunnel.
 const LEAST_PING_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a thread looks for work before it sleeps: what waking one costs on a virtual machine.
+pub(crate) const BUSY_POLL: Duration = Duration::from_micros(50);
+/// The longest that makes any sense: a core would do little else.
+const MOST_BUSY_POLL: Duration = Duration::from_millis(1);
+
 /// A file, and what its mistakes are reported under.
 pub(crate) struct Source {
     pub(crate) file: File,
@@ -102,6 +107,18 @@ fn positive(
 /// The same where 0 means for ever.
 fn unless_zero(value: Option<anyproxy_config::Duration>, default: Duration) -> Option<Duration> {
     Some(duration(value, default)).filter(|value| !value.is_zero())
+}
+
+/// How long threads look for work before they sleep.
+fn busy_poll(
+    value: Option<anyproxy_config::Duration>,
+    mistake: impl FnOnce(String) -> Failure,
+) -> Result<Duration, Failure> {
+    let value = duration(value, BUSY_POLL);
+    if value > MOST_BUSY_POLL {
+        return Err(mistake("busy_poll is above 1ms: threads would do little else".to_owned()));
+    }
+    Ok(value)
 }
 
 /// The limits of a tunnel, from the keys both ends have.
