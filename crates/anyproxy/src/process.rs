@@ -1,7 +1,7 @@
 //! What the process asks of the machine.
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -27,9 +27,36 @@ pub(crate) fn memory() -> u64 {
 
 fn memory_below(root: &Path) -> u64 {
     let machine = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| total(&text));
-    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let limits = groups.lines().filter_map(|line| group_limit(root, line));
+    let limits = groups(root, "memory").filter_map(|group| {
+        // Without a limit, version 2 says `max` and version 1 a number close to 2^63.
+        fs::read_to_string(group.join("memory.max"))
+            .or_else(|_| fs::read_to_string(group.join("memory.limit_in_bytes")))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    });
     limits.chain(machine).min().unwrap_or(u64::MAX)
+}
+
+/// Whether this process may keep a core busy: no control group gives it less than one.
+pub(crate) fn has_a_core() -> bool {
+    has_a_core_below(Path::new("/"))
+}
+
+fn has_a_core_below(root: &Path) -> bool {
+    groups(root, "cpu").all(|group| {
+        // `max 100000` or `-1` are no quota.
+        let quota = fs::read_to_string(group.join("cpu.max")).or_else(|_| {
+            let part = |name| fs::read_to_string(group.join(name));
+            Ok::<_, io::Error>(format!("{} {}", part("cpu.cfs_quota_us")?.trim(), part("cpu.cfs_period_us")?))
+        });
+        let numbers = quota.as_deref().unwrap_or_default().split_whitespace().map(str::parse::<i64>);
+        match *numbers.collect::<Vec<_>>() {
+            [Ok(quota @ 0..), Ok(period)] => quota >= period,
+            _ => true,
+        }
+    })
 }
 
 /// `MemTotal:  24684392 kB`
@@ -38,33 +65,34 @@ fn total(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What a line of `/proc/self/cgroup`, `number:controllers:path`, leads to. A limit holds for the groups within, so the
-/// smallest on the way up counts; the way is followed to the root because a container may see its own group as that.
-fn group_limit(root: &Path, line: &str) -> Option<u64> {
-    let mut fields = line.splitn(3, ':').skip(1);
-    let (controllers, path) = (fields.next()?, fields.next()?);
-    let (mounts, file): (&[_], _) = if controllers.is_empty() {
-        (&["sys/fs/cgroup", "sys/fs/cgroup/unified"], "memory.max")
-    } else if controllers.split(',').any(|controller| controller == "memory") {
-        (&["sys/fs/cgroup/memory"], "memory.limit_in_bytes")
-    } else {
-        return None;
+/// The control groups that limit this process by a controller, in either version. A limit holds for the groups within, so
+/// all on the way up count; the way is followed to the root because a container may see its own group as that.
+fn groups(root: &Path, controller: &str) -> impl Iterator<Item = PathBuf> {
+    let lines = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let of_line = |line: &str| {
+        // `number:controllers:path`; those of version 2 name no controllers.
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let mounts = if controllers.is_empty() {
+            vec![root.join("sys/fs/cgroup"), root.join("sys/fs/cgroup/unified")]
+        } else if controllers.split(',').any(|named| named == controller) {
+            vec![root.join("sys/fs/cgroup").join(controller)]
+        } else {
+            return None;
+        };
+        let group = Path::new(path.trim_start_matches('/'));
+        let below = |mount: &PathBuf| group.ancestors().map(|group| mount.join(group)).collect::<Vec<_>>();
+        Some(mounts.iter().flat_map(below).collect::<Vec<_>>())
     };
-    let group = Path::new(path.trim_start_matches('/'));
-    let limits = mounts.iter().flat_map(|mount| {
-        let mount = root.join(mount);
-        group.ancestors().filter_map(move |group| fs::read_to_string(mount.join(group).join(file)).ok())
-    });
-    // Without a limit, version 2 says `max` and version 1 a number close to 2^63.
-    limits.filter_map(|limit| limit.trim().parse().ok()).min()
+    lines.lines().filter_map(of_line).flatten().collect::<Vec<_>>().into_iter()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A machine of 8 GiB whose other files these are.
-    fn memory_of(files: &[(&str, &str)]) -> u64 {
+    /// A machine of 8 GiB whose other files these are: its memory, and whether it has a core.
+    fn machine(files: &[(&str, &str)]) -> (u64, bool) {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in
             [("proc/meminfo", "MemTotal:        8388608 kB\nMemFree: 5 kB\n")].iter().chain(files)
@@ -73,7 +101,11 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        memory_below(root.path())
+        (memory_below(root.path()), has_a_core_below(root.path()))
+    }
+
+    fn memory_of(files: &[(&str, &str)]) -> u64 {
+        machine(files).0
     }
 
     #[test]
@@ -99,5 +131,26 @@ mod tests {
         assert_eq!(memory_of(&[own, limit, other]), 512 << 20);
         let none = ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
         assert_eq!(memory_of(&[own, none]), 8 << 30);
+    }
+
+    #[test]
+    fn less_than_a_core_is_seen_in_both_versions() {
+        assert!(machine(&[]).1 && has_a_core_below(Path::new("/does/not/exist")));
+        let own = ("proc/self/cgroup", "0::/kubepods/pod/1\n");
+        for (quota, has_a_core) in [
+            ("max 100000\n", true),
+            ("100000 100000\n", true),
+            ("250000 100000", true),
+            ("50000 100000\n", false),
+        ] {
+            let file = ("sys/fs/cgroup/kubepods/pod/cpu.max", quota);
+            assert_eq!(machine(&[own, file]).1, has_a_core, "{quota}");
+        }
+        let own = ("proc/self/cgroup", "5:cpu,cpuacct:/docker/1\n0::/\n");
+        let period = ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+        for (quota, has_a_core) in [("-1\n", true), ("100000\n", true), ("20000\n", false)] {
+            let file = ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", quota);
+            assert_eq!(machine(&[own, file, period]).1, has_a_core, "{quota}");
+        }
     }
 }

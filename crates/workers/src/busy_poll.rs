@@ -25,7 +25,7 @@ const SOON: u32 = 100;
 /// So much each wait counts in the share of short ones,
 const WEIGHT: f32 = 1.0 / 16.0;
 /// and so large that share must be.
-const WORTH_IT: f32 = 1.0 / 8.0;
+const WORTH_IT: f32 = 1.0 / 3.0;
 
 /// Whether a thread that has nothing to do goes on looking for a moment, or sleeps at once.
 ///
@@ -34,7 +34,7 @@ const WORTH_IT: f32 = 1.0 / 8.0;
 /// nothing to do looks at its sockets and timers again and again, up to a limit, and sleeps then; the method is known as busy
 /// polling and, of processors, as halt polling. Three rules keep it from taking what others need:
 ///
-/// - it is done while it pays: at least one wait in eight, lately, was so short that looking met its end, or would have;
+/// - it is done while it pays: at least one wait in three, lately, was so short that looking met its end, or would have;
 /// - between two looks the core is offered to whoever waits for it;
 /// - after another thread took it for long there is no looking for a while, and for longer the more often that happens.
 ///
@@ -224,12 +224,12 @@ mod tests {
         let mut thread = Thread::new();
         assert_eq!(
             thread.sleeps(Duration::from_micros(20), 1000),
-            3,
-            "one wait in eight of the last sixteen or so"
+            7,
+            "until one in three of the last sixteen or so was short"
         );
         // The last one ends with the next one's beginning.
         thread.poll.rest(thread.now);
-        assert_eq!(thread.poll.waits(), Waits { looking: 997, asleep: 3 });
+        assert_eq!(thread.poll.waits(), Waits { looking: 993, asleep: 7 });
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
         thread.sleeps(Duration::from_micros(20), 1000);
         let looked: Vec<_> = (0..100).map_while(|_| thread.wait(Duration::from_millis(1))).collect();
         let in_vain = looked.iter().take_while(|looked| !looked.is_zero()).count();
-        assert_eq!(in_vain, 33, "until less than one in eight were short");
+        assert_eq!(in_vain, 18, "until less than one in three was short");
         assert!(
             looked[..in_vain].iter().all(|looked| (LIMIT..LIMIT + 2 * LOOK).contains(looked)),
             "{looked:?}"
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn one_short_wait_in_four_is_worth_it_and_one_in_sixteen_is_not() {
+    fn one_short_wait_in_two_is_worth_it_and_one_in_eight_is_not() {
         let looks = |long: usize| {
             let mut thread = Thread::new();
             let mut looked = 0;
@@ -258,8 +258,8 @@ mod tests {
             }
             looked
         };
-        assert!(looks(3) > 750, "of 800");
-        assert!(looks(15) < 3, "of 3,200");
+        assert!(looks(1) > 380, "of 400");
+        assert!(looks(7) < 3, "of 1,600");
     }
 
     #[test]

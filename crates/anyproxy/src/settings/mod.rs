@@ -114,7 +114,9 @@ fn busy_poll(
     value: Option<anyproxy_config::Duration>,
     mistake: impl FnOnce(String) -> Failure,
 ) -> Result<Duration, Failure> {
-    let value = duration(value, BUSY_POLL);
+    // Who has less than a core would spend on looking what is needed for work.
+    let usual = if process::has_a_core() { BUSY_POLL } else { Duration::ZERO };
+    let value = duration(value, usual);
     if value > MOST_BUSY_POLL {
         return Err(mistake("busy_poll is above 1ms: threads would do little else".to_owned()));
     }
