@@ -1,7 +1,7 @@
 //! What the process asks of the machine.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -39,23 +39,18 @@ fn memory_below(root: &Path) -> u64 {
     limits.chain(machine).min().unwrap_or(u64::MAX)
 }
 
-/// Whether this process may keep a core busy: no control group gives it less than one.
-pub(crate) fn has_a_core() -> bool {
-    has_a_core_below(Path::new("/"))
+/// Whether a control group limits the time that this process may have on the machine's cores.
+pub(crate) fn has_cpu_quota() -> bool {
+    has_cpu_quota_below(Path::new("/"))
 }
 
-fn has_a_core_below(root: &Path) -> bool {
-    groups(root, "cpu").all(|group| {
-        // `max 100000` or `-1` are no quota.
-        let quota = fs::read_to_string(group.join("cpu.max")).or_else(|_| {
-            let part = |name| fs::read_to_string(group.join(name));
-            Ok::<_, io::Error>(format!("{} {}", part("cpu.cfs_quota_us")?.trim(), part("cpu.cfs_period_us")?))
-        });
-        let numbers = quota.as_deref().unwrap_or_default().split_whitespace().map(str::parse::<i64>);
-        match *numbers.collect::<Vec<_>>() {
-            [Ok(quota @ 0..), Ok(period)] => quota >= period,
-            _ => true,
-        }
+fn has_cpu_quota_below(root: &Path) -> bool {
+    groups(root, "cpu").any(|group| {
+        // Without one, version 2 says `max` and a period, and version 1 `-1`.
+        let quota = fs::read_to_string(group.join("cpu.max"))
+            .or_else(|_| fs::read_to_string(group.join("cpu.cfs_quota_us")));
+        let quota = quota.ok().and_then(|text| text.split_whitespace().next()?.parse::<i64>().ok());
+        quota.is_some_and(|quota| quota >= 0)
     })
 }
 
@@ -91,7 +86,7 @@ fn groups(root: &Path, controller: &str) -> impl Iterator<Item = PathBuf> {
 mod tests {
     use super::*;
 
-    /// A machine of 8 GiB whose other files these are: its memory, and whether it has a core.
+    /// A machine of 8 GiB whose other files these are: its memory, and whether its CPU time is limited.
     fn machine(files: &[(&str, &str)]) -> (u64, bool) {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in
@@ -101,7 +96,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        (memory_below(root.path()), has_a_core_below(root.path()))
+        (memory_below(root.path()), has_cpu_quota_below(root.path()))
     }
 
     fn memory_of(files: &[(&str, &str)]) -> u64 {
@@ -134,23 +129,19 @@ mod tests {
     }
 
     #[test]
-    fn less_than_a_core_is_seen_in_both_versions() {
-        assert!(machine(&[]).1 && has_a_core_below(Path::new("/does/not/exist")));
+    fn a_quota_of_cpu_time_is_seen_in_both_versions() {
+        assert!(!machine(&[]).1 && !has_cpu_quota_below(Path::new("/does/not/exist")));
         let own = ("proc/self/cgroup", "0::/kubepods/pod/1\n");
-        for (quota, has_a_core) in [
-            ("max 100000\n", true),
-            ("100000 100000\n", true),
-            ("250000 100000", true),
-            ("50000 100000\n", false),
-        ] {
-            let file = ("sys/fs/cgroup/kubepods/pod/cpu.max", quota);
-            assert_eq!(machine(&[own, file]).1, has_a_core, "{quota}");
+        for (text, quota) in [("max 100000\n", false), ("250000 100000\n", true), ("50000 100000\n", true)] {
+            let file = ("sys/fs/cgroup/kubepods/pod/cpu.max", text);
+            assert_eq!(machine(&[own, file]).1, quota, "{text}");
         }
         let own = ("proc/self/cgroup", "5:cpu,cpuacct:/docker/1\n0::/\n");
-        let period = ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
-        for (quota, has_a_core) in [("-1\n", true), ("100000\n", true), ("20000\n", false)] {
-            let file = ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", quota);
-            assert_eq!(machine(&[own, file, period]).1, has_a_core, "{quota}");
+        for (text, quota) in [("-1\n", false), ("20000\n", true)] {
+            for path in ["sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us"]
+            {
+                assert_eq!(machine(&[own, (path, text)]).1, quota, "{path}: {text}");
+            }
         }
     }
 }

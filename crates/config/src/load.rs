@@ -234,7 +234,7 @@ client:
     fn a_wrong_value_is_told_with_its_place() {
         assert_eq!(
             mistake("gateway:\n  ping_interval: 5\n"),
-            "f.yaml:2:18: \"5\" is not a duration, as in 500ms, 5s, 10m or 1h"
+            "f.yaml:2:18: \"5\" is not a duration, as in 50us, 500ms, 5s, 10m or 1h"
         );
         assert_eq!(mistake("log: { level: loud }\n").split(':').next(), Some("f.yaml"));
         let place = File::parse("f", "client:\n  forbidden_hosts: [ '10.0.0.0/40' ]\n").unwrap_err().place();

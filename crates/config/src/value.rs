@@ -101,7 +101,7 @@ impl FromStr for Duration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a duration, as in 500ms, 5s, 10m or 1h");
+        let wrong = || format!("{text:?} is not a duration, as in 50us, 500ms, 5s, 10m or 1h");
         if text == "0" {
             return Ok(Self(time::Duration::ZERO));
         }

@@ -6,23 +6,21 @@ use std::time::{Duration, Instant};
 /// end looking would have met.
 const WAKING: Duration = Duration::from_micros(50);
 
-/// If less was done between two looks, nothing was.
+/// If what was done between two looks took less, nothing was done;
 const NOTHING: Duration = Duration::from_micros(1);
+/// or if it took less than so many times the least that it ever took: there are machines on which reading the clock is slow.
+const SLOWER: u32 = 2;
 
 /// If another thread has the core for so long when it is offered, it computes: whoever offers it again waits as long again,
 /// where the system would wake a sleeper at once.
 const TAKEN: Duration = Duration::from_millis(1);
-
-/// How long there is no looking after that, the first time; and twice as long each time that comes soon after another,
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// up to this.
+/// For so many times as long there is no looking, and twice as long as before if that is soon after the last time: a tenth
+/// of the time is the most that can be lost so.
+const PAUSE: u32 = 10;
+/// But no longer than this.
 const LAST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Soon is before the core was offered so often and not taken for long. On a machine that merely has something else to do now
-/// and then, it has been.
-const SOON: u32 = 100;
-
-/// So much each wait counts in the share of short ones,
+/// So much each wait counts in the share of short ones, those looked through in vain twice as much: they cost something;
 const WEIGHT: f32 = 1.0 / 16.0;
 /// and so large that share must be.
 const WORTH_IT: f32 = 1.0 / 3.0;
@@ -38,7 +36,7 @@ const WORTH_IT: f32 = 1.0 / 3.0;
 /// - between two looks the core is offered to whoever waits for it;
 /// - after another thread took it for long there is no looking for a while, and for longer the more often that happens.
 ///
-/// A limit of about the cost of a waking bounds what is lost where all this was wrong: a wait then costs twice that.
+/// Where all this was wrong, a wait has cost the limit, which should not be much more than waking the thread costs.
 #[derive(Debug)]
 pub(crate) struct BusyPoll {
     limit: Duration,
@@ -50,14 +48,16 @@ pub(crate) struct BusyPoll {
     back: Instant,
     /// Whether it slept in between.
     slept: bool,
+    /// The least that passed between two looks.
+    least: Duration,
+    /// Whether it had looked in vain before.
+    in_vain: bool,
     /// The share of short waits, lately, from 0 to 1.
     short: f32,
     /// No looking before this;
     paused_until: Instant,
-    /// how long that pause was;
+    /// how long that pause was.
     pause: Duration,
-    /// how many looks there were since.
-    looks: u32,
     /// How the waits so far ended.
     waits: Waits,
 }
@@ -99,10 +99,11 @@ impl BusyPoll {
             went: now,
             back: now,
             slept: true,
+            least: Duration::MAX,
+            in_vain: false,
             short: 0.0,
             paused_until: now,
             pause: Duration::ZERO,
-            looks: 0,
             waits: Waits { looking: 0, asleep: 0 },
         }
     }
@@ -117,51 +118,67 @@ impl BusyPoll {
         self.waits
     }
 
-    /// There is nothing to do; or still nothing, after a look.
-    pub(crate) fn rest(&mut self, now: Instant) -> Wait {
-        let still = !self.slept && now.saturating_duration_since(self.back) < NOTHING;
+    /// Whether there was nothing to do all the while since the thread went to look.
+    pub(crate) fn found_nothing(&mut self, now: Instant) -> bool {
+        if self.slept {
+            return false;
+        }
+        let done = now.saturating_duration_since(self.back);
+        self.least = self.least.min(done);
+        done <= NOTHING.max(self.least.saturating_mul(SLOWER))
+    }
+
+    /// There is nothing to do; or `still` nothing, after a look.
+    pub(crate) fn rest(&mut self, now: Instant, still: bool) -> Wait {
         if !still {
             if !self.slept {
                 self.waits.looking += 1;
-                self.count(true);
+                self.count(true, WEIGHT);
             }
             self.since = now;
         }
         let looks = now.saturating_duration_since(self.since) < self.limit
             && now >= self.paused_until
             && (still || self.short >= WORTH_IT);
-        self.slept = !looks;
         self.went = now;
+        self.slept = !looks;
         match (looks, still) {
-            (false, _) => Wait::Sleep,
             (true, false) => Wait::Look,
             (true, true) => Wait::GiveWayAndLook,
+            (false, false) => Wait::Sleep,
+            (false, true) => {
+                self.in_vain = true;
+                Wait::Sleep
+            }
         }
     }
 
     /// The thread has looked, or was woken.
     pub(crate) fn work(&mut self, now: Instant) {
         self.back = now;
+        let away = now.saturating_duration_since(self.went);
         if self.slept {
             self.waits.asleep += 1;
-            self.count(now.saturating_duration_since(self.since) <= self.limit + WAKING);
-        } else if now.saturating_duration_since(self.went) < TAKEN {
-            self.looks = self.looks.saturating_add(1);
-        } else {
-            self.pause(now);
+            if std::mem::take(&mut self.in_vain) {
+                self.count(false, 2.0 * WEIGHT);
+            } else {
+                self.count(away <= self.limit + WAKING, WEIGHT);
+            }
+        } else if away >= TAKEN {
+            self.pause(now, away);
         }
     }
 
-    fn count(&mut self, short: bool) {
+    fn count(&mut self, short: bool, weight: f32) {
         let goal = if short { 1.0 } else { 0.0 };
-        self.short += (goal - self.short) * WEIGHT;
+        self.short += (goal - self.short) * weight;
     }
 
-    fn pause(&mut self, now: Instant) {
-        let soon = self.looks < SOON;
-        self.pause = if soon { (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE) } else { FIRST_PAUSE };
+    fn pause(&mut self, now: Instant, taken: Duration) {
+        let soon = now.saturating_duration_since(self.paused_until) < self.pause;
+        let again = if soon { self.pause * 2 } else { Duration::ZERO };
+        self.pause = again.max(taken.saturating_mul(PAUSE)).min(LAST_PAUSE);
         self.paused_until = now + self.pause;
-        self.looks = 0;
     }
 }
 
@@ -178,6 +195,10 @@ mod tests {
     struct Thread {
         poll: BusyPoll,
         now: Instant,
+        /// What waking it costs,
+        waking: Duration,
+        /// and coming from one look to the next.
+        turn: Duration,
         /// How long others keep the core when it is offered.
         others: Duration,
     }
@@ -187,7 +208,8 @@ mod tests {
             let now = Instant::now();
             let mut poll = BusyPoll::off(now);
             poll.set_limit(LIMIT);
-            Self { poll, now, others: Duration::ZERO }
+            let (waking, turn) = (Duration::from_micros(40), Duration::from_nanos(150));
+            Self { poll, now, waking, turn, others: Duration::ZERO }
         }
 
         /// Waits for something that comes after `gap`, and handles it. How long it looked, if it had to sleep in the end,
@@ -195,7 +217,8 @@ mod tests {
         fn wait(&mut self, gap: Duration) -> Option<Duration> {
             let (begun, comes) = (self.now, self.now + gap);
             let slept = loop {
-                match self.poll.rest(self.now) {
+                let still = self.poll.found_nothing(self.now);
+                match self.poll.rest(self.now, still) {
                     Wait::Sleep => break Some(self.now - begun),
                     Wait::Look => self.now += LOOK,
                     Wait::GiveWayAndLook => self.now += LOOK + self.others,
@@ -204,9 +227,10 @@ mod tests {
                 if self.now >= comes {
                     break None;
                 }
+                self.now += self.turn;
             };
             if slept.is_some() {
-                self.now = self.now.max(comes) + Duration::from_micros(40);
+                self.now = self.now.max(comes) + self.waking;
                 self.poll.work(self.now);
             }
             self.now += WORK;
@@ -228,7 +252,7 @@ mod tests {
             "until one in three of the last sixteen or so was short"
         );
         // The last one ends with the next one's beginning.
-        thread.poll.rest(thread.now);
+        thread.poll.rest(thread.now, false);
         assert_eq!(thread.poll.waits(), Waits { looking: 993, asleep: 7 });
     }
 
@@ -238,7 +262,7 @@ mod tests {
         thread.sleeps(Duration::from_micros(20), 1000);
         let looked: Vec<_> = (0..100).map_while(|_| thread.wait(Duration::from_millis(1))).collect();
         let in_vain = looked.iter().take_while(|looked| !looked.is_zero()).count();
-        assert_eq!(in_vain, 18, "until less than one in three was short");
+        assert_eq!(in_vain, 9, "until less than one in three was short");
         assert!(
             looked[..in_vain].iter().all(|looked| (LIMIT..LIMIT + 2 * LOOK).contains(looked)),
             "{looked:?}"
@@ -248,18 +272,20 @@ mod tests {
     }
 
     #[test]
-    fn one_short_wait_in_two_is_worth_it_and_one_in_eight_is_not() {
-        let looks = |long: usize| {
+    fn two_short_waits_in_three_are_worth_it_and_one_in_four_is_not() {
+        let looks = |short: usize, long: usize| {
             let mut thread = Thread::new();
             let mut looked = 0;
             for _ in 0..200 {
-                let waits = [vec![Duration::from_micros(20)], vec![Duration::from_millis(1); long]].concat();
-                looked += waits.into_iter().filter(|gap| thread.wait(*gap) != Some(Duration::ZERO)).count();
+                let (short, long) =
+                    ([Duration::from_micros(20)].repeat(short), [Duration::from_millis(1)].repeat(long));
+                let waits = [short, long].concat().into_iter();
+                looked += waits.filter(|gap| thread.wait(*gap) != Some(Duration::ZERO)).count();
             }
             looked
         };
-        assert!(looks(1) > 380, "of 400");
-        assert!(looks(7) < 3, "of 1,600");
+        assert!(looks(2, 1) > 580, "of 600");
+        assert!(looks(1, 3) < 3, "of 800");
     }
 
     #[test]
@@ -289,7 +315,7 @@ mod tests {
                 lost += 1;
             }
         }
-        assert_eq!(lost, 15, "at once, after 10 ms, 20, 40 and so on to 5.12 s, and then every 10 s");
+        assert_eq!(lost, 14, "at once, after 30 ms, 60 and so on to 7.68 s, and then every 10 s");
         // Nobody computes any more.
         thread.others = Duration::ZERO;
         thread.wait(LAST_PAUSE);
@@ -297,18 +323,45 @@ mod tests {
     }
 
     #[test]
-    fn whoever_takes_the_core_now_and_then_is_no_reason_to_sleep_for_long() {
+    fn whoever_takes_the_core_now_and_then_costs_ten_times_what_they_took() {
         let mut thread = Thread::new();
         thread.sleeps(Duration::from_micros(20), 1000);
-        let begun = thread.now;
-        let mut slept = 0;
         for _ in 0..10 {
             thread.others = Duration::from_millis(3);
             assert_eq!(thread.wait(Duration::from_micros(20)), None);
             thread.others = Duration::ZERO;
-            slept += thread.sleeps(Duration::from_micros(20), 5_000);
+            let paused = thread.now;
+            while thread.wait(Duration::from_micros(20)).is_some() {}
+            let pause = thread.now - paused;
+            assert!((29..32).contains(&pause.as_millis()), "{pause:?}");
+            thread.sleeps(Duration::from_micros(20), 50_000);
         }
-        assert!(slept < 10 * 160, "10 ms each time, which is some 150 waits");
-        assert!(thread.now - begun > Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_slow_clock_is_no_reason_to_look_for_ever() {
+        for turn in [1, 2, 3] {
+            let mut thread = Thread::new();
+            thread.turn = Duration::from_micros(turn);
+            thread.sleeps(Duration::from_micros(10), 100);
+            let looked = thread.wait(Duration::from_secs(1)).unwrap();
+            assert!(
+                (LIMIT..LIMIT + Duration::from_micros(2 * turn + 2)).contains(&looked),
+                "{turn}: {looked:?}"
+            );
+            assert_eq!(thread.wait(Duration::from_micros(30)), None, "{turn}: it is found as ever");
+        }
+    }
+
+    #[test]
+    fn waits_a_little_too_long_are_not_looked_through_in_vain_every_time() {
+        let mut thread = Thread::new();
+        thread.waking = Duration::from_micros(5);
+        let (mut vain, mut times) = (0, 0);
+        for _ in 0..10_000 {
+            times += 1;
+            vain += usize::from(thread.wait(Duration::from_micros(75)) != Some(Duration::ZERO));
+        }
+        assert!(vain * 2 <= times + 10, "{vain} of {times}");
     }
 }

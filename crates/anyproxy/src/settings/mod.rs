@@ -114,8 +114,8 @@ fn busy_poll(
     value: Option<anyproxy_config::Duration>,
     mistake: impl FnOnce(String) -> Failure,
 ) -> Result<Duration, Failure> {
-    // Who has less than a core would spend on looking what is needed for work.
-    let usual = if process::has_a_core() { BUSY_POLL } else { Duration::ZERO };
+    // Who has a quota would spend on looking what work needs, and is stopped for tens of ms once it is spent.
+    let usual = if process::has_cpu_quota() { Duration::ZERO } else { BUSY_POLL };
     let value = duration(value, usual);
     if value > MOST_BUSY_POLL {
         return Err(mistake("busy_poll is above 1ms: threads would do little else".to_owned()));
