@@ -162,7 +162,7 @@ impl BusyPoll {
             if std::mem::take(&mut self.in_vain) {
                 self.count(false, 2.0 * WEIGHT);
             } else {
-                self.count(away <= self.limit + WAKING, WEIGHT);
+                self.count(away <= self.limit.saturating_add(WAKING), WEIGHT);
             }
         } else if away >= TAKEN {
             self.pause(now, away);
@@ -286,6 +286,13 @@ mod tests {
         };
         assert!(looks(2, 1) > 580, "of 600");
         assert!(looks(1, 3) < 3, "of 800");
+    }
+
+    #[test]
+    fn no_limit_is_too_large() {
+        let mut thread = Thread::new();
+        thread.poll.set_limit(Duration::MAX);
+        assert_eq!(thread.sleeps(Duration::from_millis(5), 20), 7);
     }
 
     #[test]
