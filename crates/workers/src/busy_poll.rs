@@ -9,7 +9,7 @@ const WAKING: Duration = Duration::from_micros(50);
 /// If what was done between two looks took less, nothing was done;
 const NOTHING: Duration = Duration::from_micros(1);
 /// or if it took less than so many times the least that it ever took: there are machines on which reading the clock is slow.
-const SLOWER: u32 = 2;
+const SLOWER: u32 = 4;
 
 /// If another thread has the core for so long when it is offered, it computes: whoever offers it again waits as long again,
 /// where the system would wake a sleeper at once.
@@ -347,13 +347,13 @@ mod tests {
 
     #[test]
     fn a_slow_clock_is_no_reason_to_look_for_ever() {
-        for turn in [1, 2, 3] {
+        for turn in [500, 1_000, 1_900] {
             let mut thread = Thread::new();
-            thread.turn = Duration::from_micros(turn);
+            thread.turn = Duration::from_nanos(turn);
             thread.sleeps(Duration::from_micros(10), 100);
             let looked = thread.wait(Duration::from_secs(1)).unwrap();
             assert!(
-                (LIMIT..LIMIT + Duration::from_micros(2 * turn + 2)).contains(&looked),
+                (LIMIT..LIMIT + Duration::from_nanos(2 * turn + 2_000)).contains(&looked),
                 "{turn}: {looked:?}"
             );
             assert_eq!(thread.wait(Duration::from_micros(30)), None, "{turn}: it is found as ever");
