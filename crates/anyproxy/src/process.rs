@@ -1,7 +1,7 @@
 //! What the process asks of the machine.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -27,15 +27,9 @@ pub(crate) fn memory() -> u64 {
 
 fn memory_below(root: &Path) -> u64 {
     let machine = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| total(&text));
-    let limits = groups(root, "memory").filter_map(|group| {
-        // Without a limit, version 2 says `max` and version 1 a number close to 2^63.
-        fs::read_to_string(group.join("memory.max"))
-            .or_else(|_| fs::read_to_string(group.join("memory.limit_in_bytes")))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
-    });
+    // Without a limit, version 2 says `max` and version 1 a number close to 2^63.
+    let limits = limits(root, "memory", ["memory.max", "memory.limit_in_bytes"]);
+    let limits = limits.iter().filter_map(|limit| limit.trim().parse().ok());
     limits.chain(machine).min().unwrap_or(u64::MAX)
 }
 
@@ -45,13 +39,10 @@ pub(crate) fn has_cpu_quota() -> bool {
 }
 
 fn has_cpu_quota_below(root: &Path) -> bool {
-    groups(root, "cpu").any(|group| {
-        // Without one, version 2 says `max` and a period, and version 1 `-1`.
-        let quota = fs::read_to_string(group.join("cpu.max"))
-            .or_else(|_| fs::read_to_string(group.join("cpu.cfs_quota_us")));
-        let quota = quota.ok().and_then(|text| text.split_whitespace().next()?.parse::<i64>().ok());
-        quota.is_some_and(|quota| quota >= 0)
-    })
+    // Without one, version 2 says `max` and a period, and version 1 `-1`.
+    let limits = limits(root, "cpu", ["cpu.max", "cpu.cfs_quota_us"]);
+    let mut quotas = limits.iter().filter_map(|limit| limit.split_whitespace().next()?.parse::<i64>().ok());
+    quotas.any(|quota| quota >= 0)
 }
 
 /// `MemTotal:  24684392 kB`
@@ -60,26 +51,31 @@ fn total(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The control groups that limit this process by a controller, in either version. A limit holds for the groups within, so
-/// all on the way up count; the way is followed to the root because a container may see its own group as that.
-fn groups(root: &Path, controller: &str) -> impl Iterator<Item = PathBuf> {
-    let lines = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let of_line = |line: &str| {
+/// What the control groups of this process say in the first of `files`, if they are of version 2, or in the second, if they are
+/// of version 1. A limit holds for the groups within, so all on the way up count; the way is followed to the root because a
+/// container may see its own group as that.
+fn limits(root: &Path, controller: &str, files: [&str; 2]) -> Vec<String> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mut limits = Vec::new();
+    for line in groups.lines() {
         // `number:controllers:path`; those of version 2 name no controllers.
         let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        let mounts = if controllers.is_empty() {
-            vec![root.join("sys/fs/cgroup"), root.join("sys/fs/cgroup/unified")]
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (mounts, file) = if controllers.is_empty() {
+            (vec!["".as_ref(), "unified".as_ref()], files[0])
         } else if controllers.split(',').any(|named| named == controller) {
-            vec![root.join("sys/fs/cgroup").join(controller)]
+            (vec![Path::new(controller)], files[1])
         } else {
-            return None;
+            continue;
         };
         let group = Path::new(path.trim_start_matches('/'));
-        let below = |mount: &PathBuf| group.ancestors().map(|group| mount.join(group)).collect::<Vec<_>>();
-        Some(mounts.iter().flat_map(below).collect::<Vec<_>>())
-    };
-    lines.lines().filter_map(of_line).flatten().collect::<Vec<_>>().into_iter()
+        for mount in mounts {
+            let mount = root.join("sys/fs/cgroup").join(mount);
+            let files = group.ancestors().map(|group| mount.join(group).join(file));
+            limits.extend(files.filter_map(|file| fs::read_to_string(file).ok()));
+        }
+    }
+    limits
 }
 
 #[cfg(test)]

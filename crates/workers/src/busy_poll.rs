@@ -50,8 +50,6 @@ pub(crate) struct BusyPoll {
     slept: bool,
     /// The least that passed between two looks.
     least: Duration,
-    /// Whether it had looked in vain before.
-    in_vain: bool,
     /// The share of short waits, lately, from 0 to 1.
     short: f32,
     /// No looking before this;
@@ -100,7 +98,6 @@ impl BusyPoll {
             back: now,
             slept: true,
             least: Duration::MAX,
-            in_vain: false,
             short: 0.0,
             paused_until: now,
             pause: Duration::ZERO,
@@ -143,13 +140,9 @@ impl BusyPoll {
         self.went = now;
         self.slept = !looks;
         match (looks, still) {
+            (false, _) => Wait::Sleep,
             (true, false) => Wait::Look,
             (true, true) => Wait::GiveWayAndLook,
-            (false, false) => Wait::Sleep,
-            (false, true) => {
-                self.in_vain = true;
-                Wait::Sleep
-            }
         }
     }
 
@@ -159,7 +152,8 @@ impl BusyPoll {
         let away = now.saturating_duration_since(self.went);
         if self.slept {
             self.waits.asleep += 1;
-            if std::mem::take(&mut self.in_vain) {
+            let in_vain = self.went > self.since;
+            if in_vain {
                 self.count(false, 2.0 * WEIGHT);
             } else {
                 self.count(away <= self.limit.saturating_add(WAKING), WEIGHT);

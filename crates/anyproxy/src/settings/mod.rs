@@ -38,7 +38,7 @@ const LEAST_MEMORY: u64 = 1024 * 1024;
 const LEAST_PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a thread looks for work before it sleeps: what waking one costs on a virtual machine.
-pub(crate) const BUSY_POLL: Duration = Duration::from_micros(50);
+const BUSY_POLL: Duration = Duration::from_micros(50);
 /// The longest that makes any sense: a core would do little else.
 const MOST_BUSY_POLL: Duration = Duration::from_millis(1);
 
@@ -114,9 +114,12 @@ fn busy_poll(
     value: Option<anyproxy_config::Duration>,
     mistake: impl FnOnce(String) -> Failure,
 ) -> Result<Duration, Failure> {
-    // Who has a quota would spend on looking what work needs, and is stopped for tens of ms once it is spent.
-    let usual = if process::has_cpu_quota() { Duration::ZERO } else { BUSY_POLL };
-    let value = duration(value, usual);
+    let value = match value {
+        Some(value) => value.0,
+        // Who has a quota would spend on looking what work needs, and is stopped for tens of ms once it is spent.
+        None if process::has_cpu_quota() => Duration::ZERO,
+        None => BUSY_POLL,
+    };
     if value > MOST_BUSY_POLL {
         return Err(mistake("busy_poll is above 1ms: threads would do little else".to_owned()));
     }
