@@ -2,8 +2,8 @@ use std::iter::Sum;
 use std::time::{Duration, Instant};
 
 /// What waking a thread that sleeps is taken to cost. On a virtual machine a core without work is given back to the host,
-/// and some 40 µs pass until it is there again; so a sleep that was shorter than this and the limit together is one whose
-/// end looking would have met.
+/// and some 40 µs pass until it is there again; so a sleep that was not longer than this and the looking allowed is one whose end
+/// looking would have met. And to look for so long costs about what sleeping does.
 const WAKING: Duration = Duration::from_micros(50);
 
 /// If what was done between two looks took less, nothing was done;
@@ -22,21 +22,22 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 /// So much each wait counts in the share of short ones, those looked through in vain twice as much: they cost something;
 const WEIGHT: f32 = 1.0 / 16.0;
-/// and so large that share must be.
-const WORTH_IT: f32 = 1.0 / 3.0;
+/// and so large that share must be. With half, a thread would look between one user's rare requests: every other wait is
+/// short there, the one for the answer.
+const WORTH_IT: f32 = 0.6;
 
 /// Whether a thread that has nothing to do goes on looking for a moment, or sleeps at once.
 ///
 /// A request that passes a tunnel is a row of short waits: each process on the way works for some µs, and then waits for the
 /// others. Where all of them sleep, most of the time that the request takes is that of waking them. So a thread that has
 /// nothing to do looks at its sockets and timers again and again, up to a limit, and sleeps then; the method is known as busy
-/// polling and, of processors, as halt polling. Three rules keep it from taking what others need:
+/// polling and, of processors, as halt polling. Four rules keep it from taking what others need:
 ///
-/// - it is done while it pays: at least one wait in three, lately, was so short that looking met its end, or would have;
+/// - it is done while it pays: three waits in five, lately, were so short that looking met their ends, or would have;
+/// - what of a wait goes beyond the cost of waking is looked through for no longer than the thread has worked: one that
+///   hardly works hardly looks, however large the limit is, and one that works half of its time may be there all the time;
 /// - between two looks the core is offered to whoever waits for it;
 /// - after another thread took it for long there is no looking for a while, and for longer the more often that happens.
-///
-/// Where all this was wrong, a wait has cost the limit, which should not be much more than waking the thread costs.
 #[derive(Debug)]
 pub(crate) struct BusyPoll {
     limit: Duration,
@@ -52,6 +53,8 @@ pub(crate) struct BusyPoll {
     least: Duration,
     /// The share of short waits, lately, from 0 to 1.
     short: f32,
+    /// What the thread has worked and not yet spent on looking beyond [`WAKING`], up to the limit.
+    earned: Duration,
     /// No looking before this;
     paused_until: Instant,
     /// how long that pause was.
@@ -99,6 +102,7 @@ impl BusyPoll {
             slept: true,
             least: Duration::MAX,
             short: 0.0,
+            earned: Duration::ZERO,
             paused_until: now,
             pause: Duration::ZERO,
             waits: Waits { looking: 0, asleep: 0 },
@@ -131,12 +135,17 @@ impl BusyPoll {
             if !self.slept {
                 self.waits.looking += 1;
                 self.count(true, WEIGHT);
+                self.spend(self.back);
             }
+            self.earn(now);
             self.since = now;
         }
-        let looks = now.saturating_duration_since(self.since) < self.limit
+        let looks = now.saturating_duration_since(self.since) < self.allowance()
             && now >= self.paused_until
             && (still || self.short >= WORTH_IT);
+        if still && !looks {
+            self.spend(now);
+        }
         self.went = now;
         self.slept = !looks;
         match (looks, still) {
@@ -156,11 +165,28 @@ impl BusyPoll {
             if in_vain {
                 self.count(false, 2.0 * WEIGHT);
             } else {
-                self.count(away <= self.limit.saturating_add(WAKING), WEIGHT);
+                self.count(away <= self.allowance().saturating_add(WAKING), WEIGHT);
             }
         } else if away >= TAKEN {
             self.pause(now, away);
         }
+    }
+
+    /// How much of a wait may be spent looking.
+    fn allowance(&self) -> Duration {
+        self.limit.min(self.earned.saturating_add(WAKING))
+    }
+
+    /// The thread worked since it came back.
+    fn earn(&mut self, now: Instant) {
+        let worked = now.saturating_duration_since(self.back);
+        self.earned = self.earned.saturating_add(worked).min(self.limit);
+    }
+
+    /// It looked until then.
+    fn spend(&mut self, until: Instant) {
+        let looked = until.saturating_duration_since(self.since);
+        self.earned = self.earned.saturating_sub(looked.saturating_sub(WAKING));
     }
 
     fn count(&mut self, short: bool, weight: f32) {
@@ -195,6 +221,10 @@ mod tests {
         turn: Duration,
         /// How long others keep the core when it is offered.
         others: Duration,
+        /// What it does after each wait.
+        work: Duration,
+        /// How long it has looked in all.
+        looked: Duration,
     }
 
     impl Thread {
@@ -203,7 +233,7 @@ mod tests {
             let mut poll = BusyPoll::off(now);
             poll.set_limit(LIMIT);
             let (waking, turn) = (Duration::from_micros(40), Duration::from_nanos(150));
-            Self { poll, now, waking, turn, others: Duration::ZERO }
+            Self { poll, now, waking, turn, others: Duration::ZERO, work: WORK, looked: Duration::ZERO }
         }
 
         /// Waits for something that comes after `gap`, and handles it. How long it looked, if it had to sleep in the end,
@@ -223,11 +253,12 @@ mod tests {
                 }
                 self.now += self.turn;
             };
+            self.looked += self.now - begun;
             if slept.is_some() {
                 self.now = self.now.max(comes) + self.waking;
                 self.poll.work(self.now);
             }
-            self.now += WORK;
+            self.now += self.work;
             slept
         }
 
@@ -242,12 +273,12 @@ mod tests {
         let mut thread = Thread::new();
         assert_eq!(
             thread.sleeps(Duration::from_micros(20), 1000),
-            7,
-            "until one in three of the last sixteen or so was short"
+            15,
+            "until three in five of the last sixteen or so were short"
         );
         // The last one ends with the next one's beginning.
         thread.poll.rest(thread.now, false);
-        assert_eq!(thread.poll.waits(), Waits { looking: 993, asleep: 7 });
+        assert_eq!(thread.poll.waits(), Waits { looking: 985, asleep: 15 });
     }
 
     #[test]
@@ -256,7 +287,7 @@ mod tests {
         thread.sleeps(Duration::from_micros(20), 1000);
         let looked: Vec<_> = (0..100).map_while(|_| thread.wait(Duration::from_millis(1))).collect();
         let in_vain = looked.iter().take_while(|looked| !looked.is_zero()).count();
-        assert_eq!(in_vain, 9, "until less than one in three was short");
+        assert_eq!(in_vain, 4, "until less than three in five were short");
         assert!(
             looked[..in_vain].iter().all(|looked| (LIMIT..LIMIT + 2 * LOOK).contains(looked)),
             "{looked:?}"
@@ -266,27 +297,42 @@ mod tests {
     }
 
     #[test]
-    fn two_short_waits_in_three_are_worth_it_and_one_in_four_is_not() {
+    fn four_short_waits_in_five_are_worth_it_and_every_other_one_is_not() {
+        // How many of 1,000 waits are looked at.
         let looks = |short: usize, long: usize| {
             let mut thread = Thread::new();
-            let mut looked = 0;
-            for _ in 0..200 {
-                let (short, long) =
-                    ([Duration::from_micros(20)].repeat(short), [Duration::from_millis(1)].repeat(long));
-                let waits = [short, long].concat().into_iter();
-                looked += waits.filter(|gap| thread.wait(*gap) != Some(Duration::ZERO)).count();
-            }
-            looked
+            let (short, long) =
+                ([Duration::from_micros(20)].repeat(short), [Duration::from_millis(1)].repeat(long));
+            let waits = [short, long].concat().into_iter().cycle().take(1000);
+            waits.filter(|gap| thread.wait(*gap) != Some(Duration::ZERO)).count()
         };
-        assert!(looks(2, 1) > 580, "of 600");
-        assert!(looks(1, 3) < 3, "of 800");
+        assert!(looks(4, 1) > 900);
+        assert_eq!(looks(1, 1), 0, "one user's rare requests");
     }
 
     #[test]
-    fn no_limit_is_too_large() {
+    fn beyond_what_waking_costs_a_thread_looks_no_longer_than_it_works() {
+        for (limit, gap) in [(200, 180), (200, 150), (1_000, 900), (1_000, 300), (u64::MAX, 5_000)] {
+            let mut thread = Thread::new();
+            thread.poll.set_limit(Duration::from_micros(limit));
+            let waits = 10_000;
+            thread.sleeps(Duration::from_micros(gap), waits);
+            let free = WAKING * waits as u32;
+            assert!(thread.looked <= free + WORK * waits as u32, "{gap} of {limit}: {:?}", thread.looked);
+        }
+    }
+
+    #[test]
+    fn a_thread_that_works_half_of_its_time_may_look_all_the_rest() {
+        const GAP: Duration = Duration::from_micros(150);
         let mut thread = Thread::new();
-        thread.poll.set_limit(Duration::MAX);
-        assert_eq!(thread.sleeps(Duration::from_millis(5), 20), 7);
+        thread.poll.set_limit(Duration::from_micros(200));
+        assert!(thread.sleeps(GAP, 1000) > 900, "it works 8 µs for each wait, and may look for 58");
+        thread.work = Duration::from_micros(110);
+        thread.sleeps(GAP, 100);
+        assert_eq!(thread.sleeps(GAP, 1000), 0);
+        thread.poll.set_limit(LIMIT);
+        assert_eq!(thread.sleeps(GAP, 1000), 1000, "no more than the limit");
     }
 
     #[test]

@@ -37,8 +37,9 @@ const LEAST_MEMORY: u64 = 1024 * 1024;
 /// The least between two pings: whoever gets more of them takes that for a flood, and ends the tunnel.
 const LEAST_PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a thread looks for work before it sleeps: what waking one costs on a virtual machine.
-const BUSY_POLL: Duration = Duration::from_micros(50);
+/// How long a thread looks for work before it sleeps, if it has earned that: most waits of a busy end are shorter, and as
+/// long a virtual machine's processor waits before it halts, where KVM has its default.
+const BUSY_POLL: Duration = Duration::from_micros(200);
 /// The longest that makes any sense: a core would do little else.
 const MOST_BUSY_POLL: Duration = Duration::from_millis(1);
 
