@@ -83,8 +83,12 @@ impl Bandwidth {
             return None;
         }
         let bytes = u128::from(self.per_second) * time.as_nanos() / 1_000_000_000;
-        let bytes = bytes / u128::from(self.streams.max(self.next.streams).max(1));
-        Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+        Some(u64::try_from(bytes / u128::from(self.streams())).unwrap_or(u64::MAX))
+    }
+
+    /// How many are busy; at least one.
+    pub(crate) fn streams(&self) -> u32 {
+        self.streams.max(self.next.streams).max(1)
     }
 }
 

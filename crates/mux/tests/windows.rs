@@ -66,6 +66,8 @@ struct Line {
     frames: u32,
     /// and so often there was none.
     idle: u32,
+    /// So often there was nothing for the line.
+    unused: u32,
 }
 
 impl Line {
@@ -87,6 +89,7 @@ impl Line {
             pace: 1,
             frames: 0,
             idle: 0,
+            unused: 0,
         }
     }
 
@@ -119,6 +122,8 @@ impl Line {
                 self.client.events();
                 self.passed[which] += length as u64;
                 self.held[which] += length as u32;
+            } else {
+                self.unused += 1;
             }
             self.frames += 1;
             if self.frames.is_multiple_of(self.pace) {
@@ -279,6 +284,24 @@ fn one_stream_on_a_short_line_has_what_both_ends_need_to_be_at_work() {
     // What was read and is not half a window yet is on neither side.
     let window = 3 * 250 / 50 * MAX_PAYLOAD as u64;
     assert!((window / 2..=window).contains(&line.windows()), "{} of {window}", line.windows());
+}
+
+#[test]
+fn a_few_streams_on_a_short_line_need_less_than_one_of_them_for_each_turn() {
+    let per_frame = Duration::from_micros(50);
+    for streams in 2..=4 {
+        let mut line = Line::new(Duration::from_micros(100), per_frame);
+        (0..streams).for_each(|_| line.join());
+        line.run(Duration::from_millis(500));
+        line.unused = 0;
+        let windows = (0..2000).map(|_| {
+            line.run(per_frame);
+            line.windows()
+        });
+        let (most, limit) = (windows.max().unwrap(), (2 * 250 + 250 / streams) * MAX_PAYLOAD as u64 / 50);
+        assert!((limit / 2..=limit).contains(&most), "{most} of {limit}");
+        assert_eq!(line.unused, 0);
+    }
 }
 
 #[test]

@@ -133,15 +133,19 @@ impl<S: Side> Mux<S> {
     /// trip, divided among them, and at least [`LEAST_SHARE`]. Credit comes back by half windows, so twice is what it
     /// takes when nothing is ever late, and with three times a line of any speed is found in a few samples. What is
     /// beyond that only stands in queues, where keystrokes wait behind it.
+    ///
+    /// Where turns decide, it is late by a turn. That is a third of it all for one stream; of several the half windows come
+    /// back at different times, so while one waits the others send, and a turn of one of them is enough.
     fn share_of_line(&mut self, now: Instant) -> u32 {
         let (Some(usual), Some(least)) = (self.liveness.smoothed(), self.liveness.least()) else {
             return self.config.window;
         };
         // The least alone would starve a line whose round trips vary; the usual one alone would grow with the queues
         // that windows make.
-        let rtt = usual.min(4 * least).max(LEAST_RTT);
-        self.bandwidth.sample(now, rtt);
-        let Some(share) = self.bandwidth.share_within(3 * rtt) else { return self.config.window };
+        let rtt = usual.min(4 * least);
+        self.bandwidth.sample(now, rtt.max(LEAST_RTT));
+        let turns = 2 * LEAST_RTT + LEAST_RTT / self.bandwidth.streams();
+        let Some(share) = self.bandwidth.share_within(turns.max(3 * rtt)) else { return self.config.window };
         u32::try_from(share).unwrap_or(u32::MAX).clamp(self.least_share(), self.config.max_window)
     }
 
