@@ -193,7 +193,7 @@ sections! {
         /// What streams' bytes may occupy. Default: half of what the machine or its control group has.
         memory_limit: Bytes,
         /// How long a thread that has nothing to do goes on looking for work before it sleeps, where that lately paid.
-        /// Default: 200us, or 0 where a control group has a CPU quota; at most 1ms; 0: not at all.
+        /// Default: 100us, or 0 where a control group has a CPU quota; at most 1ms; 0: not at all.
         busy_poll: Duration,
     }
 
@@ -350,7 +350,7 @@ sections! {
         /// What streams' bytes may occupy. Default: half of what the machine or its control group has.
         memory_limit: Bytes,
         /// How long a thread that has nothing to do goes on looking for work before it sleeps, where that lately paid.
-        /// Default: 200us, or 0 where a control group has a CPU quota; at most 1ms; 0: not at all.
+        /// Default: 100us, or 0 where a control group has a CPU quota; at most 1ms; 0: not at all.
         busy_poll: Duration,
     }
 

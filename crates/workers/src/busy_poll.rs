@@ -17,8 +17,8 @@ const TAKEN: Duration = Duration::from_millis(1);
 /// For so many times as long there is no looking, and twice as long as before if that is soon after the last time: a tenth
 /// of the time is the most that can be lost so.
 const PAUSE: u32 = 10;
-/// But no longer than this.
-const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// But no longer than this, since whoever computed may have finished.
+const LAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// So much each wait counts in the share of short ones, those looked through in vain twice as much: they cost something;
 const WEIGHT: f32 = 1.0 / 16.0;
@@ -362,7 +362,7 @@ mod tests {
                 lost += 1;
             }
         }
-        assert_eq!(lost, 14, "at once, after 30 ms, 60 and so on to 7.68 s, and then every 10 s");
+        assert_eq!(lost, 123, "at once, after 30 ms, 60, 120, 240, 480, and then every 500 ms");
         // Nobody computes any more.
         thread.others = Duration::ZERO;
         thread.wait(LAST_PAUSE);
