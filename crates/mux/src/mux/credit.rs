@@ -136,6 +136,8 @@ impl<S: Side> Mux<S> {
     ///
     /// Where turns decide, it is late by a turn. That is a third of it all for one stream; of several the half windows come
     /// back at different times, so while one waits the others send, and a turn of one of them is enough.
+    // Once for each half window: what every frame passes stays small without it.
+    #[inline(never)]
     fn share_of_line(&mut self, now: Instant) -> u32 {
         let (Some(usual), Some(least)) = (self.liveness.smoothed(), self.liveness.least()) else {
             return self.config.window;
