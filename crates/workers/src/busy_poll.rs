@@ -15,7 +15,7 @@ const SLOWER: u32 = 4;
 /// where the system would wake a sleeper at once.
 const TAKEN: Duration = Duration::from_millis(1);
 /// For so many times as long there is no looking, and twice as long as before if that is soon after the last time: a tenth
-/// of the time is the most that can be lost so.
+/// of the time is the most that can be lost so, to those who take it for no longer than a scheduler's slice.
 const PAUSE: u32 = 10;
 /// But no longer than this, since whoever computed may have finished.
 const LAST_PAUSE: Duration = Duration::from_millis(500);
@@ -312,13 +312,16 @@ mod tests {
 
     #[test]
     fn beyond_what_waking_costs_a_thread_looks_no_longer_than_it_works() {
-        for (limit, gap) in [(200, 180), (200, 150), (1_000, 900), (1_000, 300), (u64::MAX, 5_000)] {
+        let micros = Duration::from_micros;
+        for (limit, gap) in
+            [(micros(200), 180), (micros(200), 150), (micros(1_000), 300), (Duration::MAX, 5_000)]
+        {
             let mut thread = Thread::new();
-            thread.poll.set_limit(Duration::from_micros(limit));
+            thread.poll.set_limit(limit);
             let waits = 10_000;
-            thread.sleeps(Duration::from_micros(gap), waits);
+            thread.sleeps(micros(gap), waits);
             let free = WAKING * waits as u32;
-            assert!(thread.looked <= free + WORK * waits as u32, "{gap} of {limit}: {:?}", thread.looked);
+            assert!(thread.looked <= free + WORK * waits as u32, "{gap} of {limit:?}: {:?}", thread.looked);
         }
     }
 

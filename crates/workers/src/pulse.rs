@@ -23,7 +23,7 @@ const BUSY: u32 = 90;
 /// counters would say how much it worked between two looks at them, but nobody looks while nobody comes: a user who
 /// comes after a crowd has left would be judged by the crowd.
 #[derive(Clone, Debug)]
-pub struct Pulse(Arc<Mutex<(Beat, BusyPoll)>>);
+pub struct Pulse(Arc<Mutex<Watched>>);
 
 impl Pulse {
     /// A runtime of the `current_thread` flavour, with IO and time, and the pulse of the thread that will run it.
@@ -45,9 +45,7 @@ impl Pulse {
     /// That of a thread nobody watches, which counts as idle.
     #[must_use]
     pub fn still() -> Self {
-        let now = Instant::now();
-        let beat = Beat { works: false, since: now, share: 0.0 };
-        Self(Arc::new(Mutex::new((beat, BusyPoll::off(now)))))
+        Self(Arc::new(Mutex::new(Watched::new(Instant::now()))))
     }
 
     /// How long the thread, once it has nothing to do, goes on looking for work before it sleeps, where that lately paid;
@@ -57,13 +55,13 @@ impl Pulse {
     /// costs is CPU time: for each wait at most the limit, and beyond 50 µs no more in all than the thread works; nothing
     /// while fewer than three waits in five are short enough, as with a few hundred requests a second.
     pub fn set_busy_poll(&self, limit: Duration) {
-        self.with(|(_, busy_poll)| busy_poll.set_limit(limit));
+        self.with(|thread| thread.busy_poll.set_limit(limit));
     }
 
     /// How the thread's waits for something to do have ended.
     #[must_use]
     pub fn waits(&self) -> Waits {
-        self.with(|(_, busy_poll)| busy_poll.waits())
+        self.with(|thread| thread.busy_poll.waits())
     }
 
     /// Whether the thread has hardly a moment left: it works nine tenths of its time.
@@ -74,22 +72,12 @@ impl Pulse {
 
     /// The share of its time, in percent, that the thread has worked lately.
     pub(crate) fn percent(&self) -> u32 {
-        (self.with(|(beat, _)| beat.share_at(Instant::now())) * 100.0).round() as u32
+        (self.with(|thread| thread.beat.share_at(Instant::now())) * 100.0).round() as u32
     }
 
     /// The thread has nothing to do, and sleeps unless this says otherwise to its runtime.
     fn rest(&self) {
-        let wait = self.with(|(beat, busy_poll)| {
-            let now = Instant::now();
-            let still = busy_poll.found_nothing(now);
-            if still {
-                beat.forget_work();
-            } else {
-                beat.turn(now, false);
-            }
-            busy_poll.rest(now, still)
-        });
-        match wait {
+        match self.with(|thread| thread.rest(Instant::now())) {
             Wait::Sleep => {}
             Wait::Look => stay_awake(),
             Wait::GiveWayAndLook => {
@@ -100,14 +88,10 @@ impl Pulse {
     }
 
     fn work(&self) {
-        self.with(|(beat, busy_poll)| {
-            let now = Instant::now();
-            beat.turn(now, true);
-            busy_poll.work(now);
-        });
+        self.with(|thread| thread.work(Instant::now()));
     }
 
-    fn with<T>(&self, look: impl FnOnce(&mut (Beat, BusyPoll)) -> T) -> T {
+    fn with<T>(&self, look: impl FnOnce(&mut Watched) -> T) -> T {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -118,7 +102,35 @@ fn stay_awake() {
     let _ = pin!(tokio::task::yield_now()).poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// What is known of a thread.
+/// A thread that tells when it has nothing to do, and when there may be something again.
+#[derive(Debug)]
+struct Watched {
+    beat: Beat,
+    busy_poll: BusyPoll,
+}
+
+impl Watched {
+    const fn new(now: Instant) -> Self {
+        Self { beat: Beat { works: false, since: now, share: 0.0 }, busy_poll: BusyPoll::off(now) }
+    }
+
+    fn rest(&mut self, now: Instant) -> Wait {
+        let still = self.busy_poll.found_nothing(now);
+        if still {
+            self.beat.forget_work();
+        } else {
+            self.beat.turn(now, false);
+        }
+        self.busy_poll.rest(now, still)
+    }
+
+    fn work(&mut self, now: Instant) {
+        self.beat.turn(now, true);
+        self.busy_poll.work(now);
+    }
+}
+
+/// How much of its time it works.
 #[derive(Debug)]
 struct Beat {
     /// Whether it works, or waits for work;
@@ -186,7 +198,34 @@ mod tests {
         assert!(share(&[(false, 60_000), (true, 300)]) > 0.98);
     }
 
-    /// Whether the thread parked while a task of it slept for so long, after another had worked for longer.
+    #[test]
+    fn looking_is_no_work() {
+        let look = Duration::from_nanos(500);
+        let mut now = Instant::now();
+        let mut thread = Watched::new(now);
+        thread.busy_poll.set_limit(Duration::from_secs(1));
+        let looks = |thread: &mut Watched, now: &mut Instant| {
+            let wait = thread.rest(*now);
+            *now += look;
+            thread.work(*now);
+            *now += look;
+            wait != Wait::Sleep
+        };
+        // Short waits, and work for long: it may look for as long.
+        for _ in 0..100 {
+            looks(&mut thread, &mut now);
+            looks(&mut thread, &mut now);
+            now += Duration::from_millis(10);
+        }
+        assert!(thread.beat.share_at(now) > 0.99);
+        let until = now + Duration::from_millis(300);
+        while now < until {
+            assert!(looks(&mut thread, &mut now));
+        }
+        assert!(thread.beat.share_at(now) < 0.02, "six half-lives later");
+    }
+
+    /// Whether the thread parked while a task of it slept for so long, which had worked twice as long before: so it may look.
     async fn parks(slept: Duration) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < slept * 2 {}

@@ -37,9 +37,8 @@ const LEAST_MEMORY: u64 = 1024 * 1024;
 /// The least between two pings: whoever gets more of them takes that for a flood, and ends the tunnel.
 const LEAST_PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a thread looks for work before it sleeps, if it has earned that: twice what waking one costs on a virtual machine,
-/// and more where others use its processors. With 50 µs most waits are then looked through in vain, with 200 µs the CPU
-/// time of bulk and of HTTP grows by a tenth.
+/// How long a thread looks for work before it sleeps: twice what waking one costs on a virtual machine. With 50 µs
+/// threads hardly look where other machines use its processors, with 200 µs bulk and HTTP take a tenth more CPU time.
 const BUSY_POLL: Duration = Duration::from_micros(100);
 /// The longest that makes any sense: a core would do little else.
 const MOST_BUSY_POLL: Duration = Duration::from_millis(1);
