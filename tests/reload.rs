@@ -186,6 +186,41 @@ async fn r3_limits_routes_and_the_choice_of_clients_are_those_of_the_new_file() 
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn i11_a_dial_that_waits_while_it_is_revoked_is_refused_when_its_turn_comes() -> Result {
+    let options = Options {
+        open: true,
+        http: format!(", users: [ {{ username: user, password: '{PASSWORD}' }} ]"),
+        gateway: "  limits: { max_connections: 1, queue: { timeout: 1h } }".to_owned(),
+        top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(),
+        ..Options::default()
+    };
+    let (stage, echo, target) = (Stage::with(&options)?, Target::echo().await?, HttpTarget::start().await?);
+    let (password, url) = (PASSWORD.replace(':', "%3A"), target.url("/hello"));
+    let revoked = [
+        ("  limits", format!("  forbidden_hosts: ['{}']\n  limits", target.addr()), "403"),
+        ("username: user", "username: another".to_owned(), "407"),
+    ];
+    for (nth, (from, to, refused)) in revoked.into_iter().enumerate() {
+        let running = tunnel(&stage, Way::Connect, echo.addr()).await?;
+        let waits = async || Ok(metric(&stage.gateway, "anyproxy_queue_length").await? > 0.0);
+        let revoke = async {
+            until("a dial waits", waits).await?;
+            edit(&stage, from, &to)?;
+            reload(&stage.gateway, "the file is in force", nth + 1)?;
+            drop(running);
+            Result::Ok(())
+        };
+        let (code, ()) = tokio::try_join!(code(&stage, &password, &url), revoke)?;
+        assert_eq!(code, refused);
+        if nth == 0 {
+            edit(&stage, &to, from)?;
+            reload(&stage.gateway, "the file is in force", 2)?;
+        }
+    }
+    Ok(())
+}
+
 /// Puts other limits in the place of the file's.
 fn limit(stage: &Stage, limits: &str) -> Result {
     let text = std::fs::read_to_string(stage.file())?;

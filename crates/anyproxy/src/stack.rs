@@ -38,6 +38,7 @@ pub(crate) struct Parts {
 /// From a signed dial to a stream, for all fronts together: limits hold for a user wherever they come in.
 #[rustfmt::skip]
 pub(crate) fn dials(parts: Parts) -> BoxDial {
+    let judged_again = parts.acl.after_waits();
     BoxDial::new(
         ServiceBuilder::new()
             .layer(TraceLayer::new())       // one access line a dial, refused ones too
@@ -48,6 +49,7 @@ pub(crate) fn dials(parts: Parts) -> BoxDial {
             .layer(parts.bandwidth)         // bytes: credit comes back more slowly, nothing is buffered
             .retry(parts.wait)              // a client that reconnects goes unnoticed; waits without a seat
             .layer(parts.queue)             // bounded, fair, with a deadline; the seat rides in the stream
+            .layer(judged_again)            // rules may have changed while a dial waited
             .layer(parts.reuse)             // a request may follow another of its connection on one stream
             .timeout(parts.dial_timeout)    // the dial itself, other clients tried included
             .service(parts.balance),        // the terminal: one stream on one client's tunnel

@@ -139,6 +139,7 @@ pub fn limited() -> BoxDial {
 fn assemble(acl: AclLayer, rate: RateLimitLayer, bandwidth: BandwidthLayer, seats: Settings) -> BoxDial {
     let members = Members::new();
     let metrics = MetricsLayer::new();
+    let judged_again = acl.after_waits();
     metrics.seen(Front::SOCKS5);
     BoxDial::new(
         ServiceBuilder::new()
@@ -149,6 +150,7 @@ fn assemble(acl: AclLayer, rate: RateLimitLayer, bandwidth: BandwidthLayer, seat
             .layer(bandwidth)
             .retry(WaitForClient::new(members.clone(), Duration::from_secs(3)))
             .layer(QueueLayer::new(seats))
+            .layer(judged_again)
             .layer(ReuseLayer::new())
             .timeout(Duration::from_secs(20))
             .service(Balance::new(Strategy::LeastLoaded, members)),

@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use anyproxy_core::{BoxError, Dial};
+use anyproxy_core::{BoxError, Dial, RulesVersion};
 use arc_swap::ArcSwap;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -14,7 +14,22 @@ use crate::{Cause, Denied, Policy, Question, Verdict};
 /// Applies [`Acl`].
 #[derive(Clone)]
 pub struct AclLayer {
-    policy: Arc<ArcSwap<Policy>>,
+    in_force: Arc<ArcSwap<InForce>>,
+    judges: Judges,
+}
+
+/// A policy, and what dials may still carry of the one before.
+struct InForce {
+    policy: Arc<Policy>,
+    before: Option<RulesVersion>,
+}
+
+/// Which dials are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judges {
+    All,
+    /// Those that have waited since they were judged.
+    Waited,
 }
 
 impl AclLayer {
@@ -32,8 +47,16 @@ impl AclLayer {
     pub fn pair(policy: Policy) -> (Self, AclHandle) {
         // The version is a fingerprint where none was given: not to be made during the first dial that needs it.
         let _ = policy.version();
-        let policy = Arc::new(ArcSwap::from_pointee(policy));
-        (Self { policy: policy.clone() }, AclHandle { policy })
+        let in_force = Arc::new(ArcSwap::from_pointee(InForce { policy: Arc::new(policy), before: None }));
+        (Self { in_force: in_force.clone(), judges: Judges::All }, AclHandle { in_force })
+    }
+
+    /// A layer with the same policy, for below those that let dials wait: it judges again what has waited above it
+    /// ([`Journal::queued`](anyproxy_core::Journal::queued)), since the policy may have been replaced meanwhile. Other
+    /// dials pass as they were judged.
+    #[must_use]
+    pub fn after_waits(&self) -> Self {
+        Self { in_force: self.in_force.clone(), judges: Judges::Waited }
     }
 }
 
@@ -41,43 +64,44 @@ impl<S> Layer<S> for AclLayer {
     type Service = Acl<S>;
 
     fn layer(&self, inner: S) -> Acl<S> {
-        Acl { inner, policy: self.policy.clone() }
+        Acl { inner, in_force: self.in_force.clone(), judges: self.judges }
     }
 }
 
 impl fmt::Debug for AclLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AclLayer").field("policy", &self.policy.load()).finish()
+        f.debug_struct("AclLayer").field("policy", &self.in_force.load().policy).finish()
     }
 }
 
 /// Replaces the policy of a running [`AclLayer`]; all services it has made see it with their next dial.
 #[derive(Clone)]
 pub struct AclHandle {
-    policy: Arc<ArcSwap<Policy>>,
+    in_force: Arc<ArcSwap<InForce>>,
 }
 
 impl AclHandle {
     /// The policy in force.
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
-        self.policy.load_full()
+        self.in_force.load().policy.clone()
     }
 
     /// Puts another policy in force, whole and at once: each dial is judged by one or the other. Dials that have
-    /// passed are not judged again.
+    /// passed are not judged again, but for those that wait above a layer of [`AclLayer::after_waits`].
     ///
     /// Clients refuse what a policy leaves to them until they were sent [what they need](Policy::for_clients) of it:
     /// first them, then this.
     pub fn replace(&self, policy: Policy) {
         let _ = policy.version();
-        self.policy.store(Arc::new(policy));
+        let policy = Arc::new(policy);
+        self.in_force.rcu(|now| InForce { policy: policy.clone(), before: Some(now.policy.version()) });
     }
 }
 
 impl fmt::Debug for AclHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AclHandle").field("policy", &self.policy.load()).finish()
+        f.debug_struct("AclHandle").field("policy", &self.in_force.load().policy).finish()
     }
 }
 
@@ -91,7 +115,8 @@ impl fmt::Debug for AclHandle {
 #[derive(Clone)]
 pub struct Acl<S> {
     inner: S,
-    policy: Arc<ArcSwap<Policy>>,
+    in_force: Arc<ArcSwap<InForce>>,
+    judges: Judges,
 }
 
 impl<S> Acl<S> {
@@ -111,7 +136,16 @@ impl<S> Acl<S> {
     }
 
     fn judge(&self, dial: &mut Dial) -> Result<(), Denied> {
-        let policy = self.policy.load();
+        if self.judges == Judges::Waited && dial.journal.queued().is_zero() {
+            return Ok(());
+        }
+        let in_force = self.in_force.load();
+        let policy = &in_force.policy;
+        if self.judges == Judges::Waited {
+            // The mark of the judgement that this one stands for; that of another policy's stays.
+            let ours = [Some(policy.version()), in_force.before];
+            dial.rules = dial.rules.filter(|version| !ours.contains(&Some(*version)));
+        }
         let cause = match policy.check(&Question::from(&*dial)) {
             Verdict::Allow => return Ok(()),
             Verdict::Deny(cause) => cause,
@@ -147,7 +181,10 @@ where
 
 impl<S: fmt::Debug> fmt::Debug for Acl<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Acl").field("inner", &self.inner).field("policy", &self.policy.load()).finish()
+        f.debug_struct("Acl")
+            .field("inner", &self.inner)
+            .field("policy", &self.in_force.load().policy)
+            .finish()
     }
 }
 
@@ -192,7 +229,9 @@ where
 
 #[cfg(test)]
 mod tests {
-    use anyproxy_core::{Front, Outcome, RulesVersion, Target};
+    use std::time::Duration;
+
+    use anyproxy_core::{Front, Outcome, Target};
     use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
     use tower_test::mock::{self, Mock, Spawn};
 
@@ -282,6 +321,49 @@ mod tests {
         let _answer = acl.call(dial("db.lan:22"));
         let (request, _) = inner.next_request().await.unwrap();
         assert_eq!(request.rules, Some(version));
+    }
+
+    #[tokio::test]
+    async fn i11_what_has_waited_is_judged_by_the_policy_in_force_then() {
+        let (layer, handle) = AclLayer::pair(deny("10.0.0.0/8"));
+        let again = layer.after_waits();
+        let (mut acl, mut inner) = mock::spawn_layer::<Dial, &str, _>(again);
+        let old = handle.policy().version();
+        let waited = |text: &str, rules| {
+            let mut waited = dial(text);
+            waited.rules = rules;
+            waited.journal.add_queued(Duration::from_millis(1));
+            waited
+        };
+        handle.replace(Policy::new([Rules::new(
+            "rules",
+            Action::Allow,
+            [Rule::deny([Pattern::parse("t.lan:22").unwrap(), Pattern::parse("172.16.0.0/12").unwrap()])],
+        )]));
+
+        // Whoever has not waited was judged this moment.
+        assert_ready_ok!(acl.poll_ready());
+        let _answer = acl.call(dial("t.lan:22"));
+        assert_eq!(inner.next_request().await.unwrap().0.target, target("t.lan:22"));
+        assert_ready_ok!(acl.poll_ready());
+        assert!(refusal(acl.call(waited("t.lan:22", None))).is::<Denied>());
+        // The far end is asked to apply the rules of now, not those of before.
+        assert_ready_ok!(acl.poll_ready());
+        let _answer = acl.call(waited("db.lan:22", Some(old)));
+        let (request, _) = inner.next_request().await.unwrap();
+        assert_eq!(request.rules, Some(handle.policy().version()));
+        assert_ne!(request.rules, Some(old));
+        // And none where these need none.
+        let now = handle.policy().version();
+        handle.replace(Policy::default());
+        assert_ready_ok!(acl.poll_ready());
+        let _answer = acl.call(waited("db.lan:22", Some(now)));
+        assert_eq!(inner.next_request().await.unwrap().0.rules, None);
+        // What another policy has left to the far end is still its own.
+        let other = RulesVersion::new(7).unwrap();
+        assert_ready_ok!(acl.poll_ready());
+        let _answer = acl.call(waited("db.lan:22", Some(other)));
+        assert_eq!(inner.next_request().await.unwrap().0.rules, Some(other));
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use anyproxy_core::{Credentials, Identity, Login, SourcePrefix};
@@ -30,6 +31,8 @@ pub struct Verify {
 
 pub(crate) struct Shared {
     pub(crate) accounts: ArcSwap<Accounts>,
+    /// How often they were replaced.
+    pub(crate) replaced: AtomicU64,
     remembered: Remembered,
 }
 
@@ -39,7 +42,7 @@ impl Verify {
     pub fn new(accounts: Accounts) -> Self {
         let accounts = ArcSwap::from_pointee(accounts);
         Self {
-            shared: Arc::new(Shared { accounts, remembered: Remembered::new() }),
+            shared: Arc::new(Shared { accounts, replaced: AtomicU64::new(0), remembered: Remembered::new() }),
             pool: HashPool::default(),
         }
     }
@@ -185,6 +188,8 @@ impl AccountsHandle {
     /// [`StandingLayer`] to judge.
     pub fn replace(&self, accounts: Accounts) {
         self.shared.accounts.store(Arc::new(accounts));
+        // Behind it: whoever sees the number sees the accounts.
+        self.shared.replaced.fetch_add(1, Ordering::Release);
     }
 
     /// The accounts logins go by.
