@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyproxy_tests::{
-    HttpTarget, Options, Output, Result, Stage, Target, USER, Way, run, socks5_request, tool, tunnel, until,
+    HttpTarget, Options, Output, Result, Stage, Target, USER, Way, metric, run, socks5_request, tool, tunnel,
+    until,
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -253,6 +254,27 @@ async fn who_waits_too_long_for_a_place_is_told_when_to_come_back() -> Result {
     let answer = code(&stage, "http://localhost:1/").await?;
     assert!(answer.starts_with("503 ") && answer.len() > 4, "{answer}");
     assert!(begun.elapsed() >= Duration::from_millis(300));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_place_when_the_gateway_drains_is_answered_at_once() -> Result {
+    let options = Options {
+        gateway: "  limits: { max_connections: 1, queue: { timeout: 1h } }".to_owned(),
+        top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(),
+        ..Options::default()
+    };
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let held = tunnel(&stage, Way::Connect, echo.addr()).await?;
+    let drain = async {
+        let waits = async || Ok(metric(&stage.gateway, "anyproxy_queue_length").await? > 0.0);
+        until("a dial waits", waits).await?;
+        stage.gateway.signal(Signal::SIGTERM)?;
+        Result::Ok(())
+    };
+    let (answer, ()) = tokio::try_join!(code(&stage, "http://localhost:1/"), drain)?;
+    assert!(answer.starts_with("503 "), "{answer}");
+    drop(held);
     Ok(())
 }
 

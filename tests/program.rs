@@ -300,7 +300,7 @@ async fn explain_says_which_rule_decides() -> Result {
     rules:
       - {{ users: [alice], allow: ['*.internal'] }}
   routes: [ {{ targets: ['*.lab.internal'], group: lab }} ]
-  limits: {{ rate: {{ per_second: 5 }}, per_user_connections: 7 }}
+  limits: {{ rate: {{ per_second: 5 }}, per_user_connections: 7, per_user_dials: 3 }}
 "
     );
     let dir = folder(&text).await?;
@@ -316,6 +316,7 @@ async fn explain_says_which_rule_decides() -> Result {
         "group: lab, by gateway.routes",
         "limit: 5 dials a second",
         "limit: 7 streams of one user",
+        "limit: 3 unanswered dials of one user",
     ] {
         assert!(allowed.contains(part), "{part}: {allowed}");
     }

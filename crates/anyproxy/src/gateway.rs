@@ -205,7 +205,7 @@ impl Bound {
 
         // The admin listener lives until the last stream is gone: somebody watches the drain.
         let done = CancellationToken::new();
-        let (waits, living) = (waiting.clone(), clients.clone());
+        let (waits, queue, living) = (waiting.clone(), line.clone(), clients.clone());
         let probe = Arc::new(Connected {
             clients,
             line,
@@ -221,6 +221,7 @@ impl Bound {
         let draining = async {
             stop.cancelled().await;
             waits.close();
+            queue.close();
             let drained = async { while serving.join_next().await.is_some() {} };
             // What drains by itself is over by then, and says so to its peers.
             if timeout(settings.drain_timeout + FAREWELL, drained).await.is_err() {

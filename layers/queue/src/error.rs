@@ -18,6 +18,8 @@ pub enum Overloaded {
     LineFull,
     /// No seat came free in time.
     TooLate,
+    /// Nobody waits any more: the gateway drains.
+    Closed,
 }
 
 impl fmt::Display for Overloaded {
@@ -25,6 +27,7 @@ impl fmt::Display for Overloaded {
         f.write_str(match self {
             Self::LineFull => "the waiting line is full",
             Self::TooLate => "no connection came free in time",
+            Self::Closed => "nobody waits for a connection any more",
         })
     }
 }

@@ -1,7 +1,8 @@
 //! Bounded, fair waiting for AnyProxy's dials, as tower layers.
 //!
-//! - [`QueueLayer`]: at most so many streams at once, in all and per user; in front of them a waiting line with a
-//!   bound and a deadline, served user by user in turn. A stream keeps its seat until its last byte.
+//! - [`QueueLayer`]: at most so many streams at once, in all and per user, and so many unanswered dials per user; in
+//!   front of them a waiting line with a bound and a deadline, served user by user in turn. A stream keeps its seat until
+//!   its last byte.
 //! - [`WaitForClient`]: a [`tower::retry`] policy that holds a dial back while no client of its group is connected, so
 //!   that a client's reconnect goes unnoticed. It belongs *above* the queue: who waits for a client holds no seat, and
 //!   an absent group does not starve the present ones.

@@ -22,6 +22,10 @@ pub struct Settings {
     /// The most streams of one user at once, waiting dials included (default: unlimited). Anonymous users are told
     /// apart by their network.
     pub per_user_connections: usize,
+    /// The most dials of one user under way at once, not answered so far (default: 256); further ones wait in the line. A
+    /// tunnel has room for 1,024: one user's scan of ports that nobody answers is to leave some of it to others. Flows of
+    /// an association count too, and are refused at once, as datagrams do not wait.
+    pub per_user_dials: usize,
     /// The most dials that wait (default: 1,024); 0 = nobody waits. A longer line serves nobody sooner.
     pub waiting: usize,
     /// How long a dial waits (default: 5 s). Longer than users wait, and seats go to those who have left.
@@ -33,6 +37,7 @@ impl Default for Settings {
         Self {
             max_connections: usize::MAX,
             per_user_connections: usize::MAX,
+            per_user_dials: 256,
             waiting: 1024,
             timeout: Duration::from_secs(5),
         }
@@ -56,6 +61,8 @@ pub(crate) struct Line(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     settings: Settings,
+    /// Nobody waits any more.
+    closed: bool,
     running: usize,
     waiting: usize,
     /// Users with a seat or a place in the line; nobody else.
@@ -70,6 +77,8 @@ struct State {
 #[derive(Debug, Default)]
 struct User {
     running: usize,
+    /// Of those the ones that are not answered yet, and of flows besides.
+    dialling: usize,
     waiting: VecDeque<Ticket>,
 }
 
@@ -99,6 +108,13 @@ struct Seat {
     association: Option<Association>,
 }
 
+/// A dial under way; over when dropped, which is when it was answered or given up.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    line: Arc<Line>,
+    key: Digest,
+}
+
 /// A dial in the line.
 #[derive(Debug)]
 pub(crate) struct Waiter {
@@ -118,7 +134,7 @@ struct Place {
 
 /// What a dial gets at once.
 pub(crate) enum Entry {
-    Seated(Permit),
+    Seated(Permit, UnderWay),
     Waiting(Waiter),
     Refused(BoxError),
 }
@@ -138,22 +154,33 @@ impl Line {
             Network::Udp(association) => Some(association),
         };
         let mut state = self.lock();
+        let settings = state.settings;
         if let Some(seat) =
             association.and_then(|association| state.associations.get(&association)?.upgrade())
         {
-            return Entry::Seated(Permit { _hold: Hold::Shared { _seat: seat } });
+            let user = state.users.entry(key).or_default();
+            if user.dialling >= settings.per_user_dials {
+                // Before the seat, which may be the last to hold it, and then wants the lock.
+                drop(state);
+                return Entry::Refused(Overloaded::LineFull.into());
+            }
+            user.dialling += 1;
+            return Entry::Seated(Permit { _hold: Hold::Shared { _seat: seat } }, self.under_way(key));
         }
-        let has_seats = state.running < state.settings.max_connections;
-        let most = state.settings.per_user_connections;
+        let has_seats = state.running < settings.max_connections;
         let user = state.users.entry(key);
-        if connections(&user) >= most {
+        if connections(&user) >= settings.per_user_connections {
             return Entry::Refused(TooManyConnections.into());
         }
-        // Whoever waits keeps all seats taken: nobody is overtaken here.
-        if has_seats {
-            user.or_default().running += 1;
+        // Whoever waits keeps all seats taken, or has as many dials under way as they may: nobody is overtaken here.
+        if has_seats && dials(&user) < settings.per_user_dials {
+            user.or_default().take_seat();
             state.running += 1;
-            return Entry::Seated(self.seat(&mut state, key, association));
+            let permit = self.seat(&mut state, key, association);
+            return Entry::Seated(permit, self.under_way(key));
+        }
+        if state.closed {
+            return Entry::Refused(Overloaded::Closed.into());
         }
         if !state.make_room(key) {
             return Entry::Refused(Overloaded::LineFull.into());
@@ -184,6 +211,29 @@ impl Line {
     pub(crate) fn status(&self) -> Status {
         let state = self.lock();
         Status { running: state.running, waiting: state.waiting }
+    }
+
+    /// Turns all away who wait, and whoever would wait from now on.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        for key in std::mem::take(&mut state.turns) {
+            let Some(user) = state.users.get_mut(&key) else { continue };
+            let waiting = std::mem::take(&mut user.waiting);
+            let is_empty = user.is_empty();
+            state.waiting -= waiting.len();
+            for ticket in waiting {
+                let _ = ticket.verdict.send(Err(Overloaded::Closed));
+            }
+            if is_empty {
+                state.users.remove(&key);
+            }
+        }
+    }
+
+    /// For a dial that is counted already.
+    fn under_way(self: &Arc<Self>, key: Digest) -> UnderWay {
+        UnderWay { line: self.clone(), key }
     }
 
     /// The permit for a seat that is counted already.
@@ -242,13 +292,20 @@ impl State {
         (number, receiver)
     }
 
-    /// Gives free seats to those who wait, one user after the other.
+    /// Gives free seats to those who wait and may dial, one user after the other.
     fn seat_next(&mut self) {
+        let mut turn = 0;
         while self.running < self.settings.max_connections {
-            let Some(key) = self.turns.pop_front() else { return };
+            let Some(&key) = self.turns.get(turn) else { return };
+            if self.users.get(&key).is_some_and(|user| user.dialling >= self.settings.per_user_dials) {
+                // Their turn stays: they go on with the first of their dials that is answered.
+                turn += 1;
+                continue;
+            }
+            self.turns.remove(turn);
             let Some(user) = self.users.get_mut(&key) else { continue };
             let Some(ticket) = user.waiting.pop_front() else { continue };
-            user.running += 1;
+            user.take_seat();
             if !user.waiting.is_empty() {
                 self.turns.push_back(key);
             }
@@ -292,13 +349,27 @@ impl State {
         self.seat_next();
     }
 
+    /// A dial of this user is over.
+    fn answered(&mut self, key: Digest) {
+        if let hash_map::Entry::Occupied(mut user) = self.users.entry(key) {
+            user.get_mut().dialling -= 1;
+            let waits = !user.get().waiting.is_empty();
+            if user.get().is_empty() {
+                user.remove();
+            }
+            if waits {
+                self.seat_next();
+            }
+        }
+    }
+
     /// Forgets what is empty.
     fn tidy(&mut self, key: Digest) {
         let Some(user) = self.users.get(&key) else { return };
         if !user.waiting.is_empty() {
             return;
         }
-        if user.running == 0 {
+        if user.is_empty() {
             self.users.remove(&key);
         }
         if let Some(index) = self.turns.iter().position(|other| *other == key) {
@@ -310,8 +381,14 @@ impl State {
 // === impl User ===
 
 impl User {
+    /// One more stream, whose dial begins.
+    const fn take_seat(&mut self) {
+        self.running += 1;
+        self.dialling += 1;
+    }
+
     fn is_empty(&self) -> bool {
-        self.running == 0 && self.waiting.is_empty()
+        self.running == 0 && self.dialling == 0 && self.waiting.is_empty()
     }
 }
 
@@ -319,6 +396,14 @@ impl User {
 fn connections(user: &hash_map::Entry<'_, Digest, User>) -> usize {
     match user {
         hash_map::Entry::Occupied(user) => user.get().running + user.get().waiting.len(),
+        hash_map::Entry::Vacant(_) => 0,
+    }
+}
+
+/// Dials of one user that are under way.
+fn dials(user: &hash_map::Entry<'_, Digest, User>) -> usize {
+    match user {
+        hash_map::Entry::Occupied(user) => user.get().dialling,
         hash_map::Entry::Vacant(_) => 0,
     }
 }
@@ -338,10 +423,18 @@ impl Drop for Seat {
     }
 }
 
+// === impl UnderWay ===
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.line.lock().answered(self.key);
+    }
+}
+
 // === impl Waiter ===
 
 impl Future for Waiter {
-    type Output = Result<Permit, Overloaded>;
+    type Output = Result<(Permit, UnderWay), Overloaded>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match Pin::new(&mut self.verdict).poll(cx) {
@@ -352,7 +445,7 @@ impl Future for Waiter {
                 let mut state = line.lock();
                 let permit = line.seat(&mut state, key, association);
                 drop(state);
-                Poll::Ready(Ok(permit))
+                Poll::Ready(Ok((permit, line.under_way(key))))
             }
             Poll::Ready(Ok(Err(refused))) => {
                 self.place = None;
@@ -377,6 +470,7 @@ impl Waiter {
         let Some(place) = self.place.take() else { return };
         let mut state = place.line.lock();
         if !state.leave(place.key, place.number) && matches!(self.verdict.try_recv(), Ok(Ok(()))) {
+            state.answered(place.key);
             state.release(place.key);
         }
     }

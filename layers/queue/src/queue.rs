@@ -11,7 +11,7 @@ use tower::util::Oneshot;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::line::{Entry, Line, Permit, Settings, Status, Waiter};
+use crate::line::{Entry, Line, Permit, Settings, Status, UnderWay, Waiter};
 
 /// Lets at most so many streams live at once, and the others wait for a while, fairly.
 ///
@@ -72,6 +72,12 @@ impl QueueHandle {
         self.line.set(settings);
     }
 
+    /// Ends every wait, and lets nobody wait any more: the gateway drains. Dials that find a seat are let in as before.
+    /// There is no way back.
+    pub fn close(&self) {
+        self.line.close();
+    }
+
     /// The settings in place.
     #[must_use]
     pub fn settings(&self) -> Settings {
@@ -114,8 +120,8 @@ where
 
     fn call(&mut self, dial: Dial) -> Self::Future {
         let state = match self.line.enter(&dial) {
-            Entry::Seated(permit) => {
-                State::Dialing { answer: self.inner.clone().oneshot(dial), permit: Some(permit) }
+            Entry::Seated(permit, under_way) => {
+                State::Dialing { answer: self.inner.clone().oneshot(dial), seat: Some((permit, under_way)) }
             }
             Entry::Waiting(waiter) => State::Waiting {
                 waiter,
@@ -142,7 +148,7 @@ pin_project! {
     #[project = StateProj]
     enum State<S: Service<Dial>> {
         Waiting { #[pin] waiter: Waiter, next: Option<(S, Dial)>, waited: Waited },
-        Dialing { #[pin] answer: Oneshot<S, Dial>, permit: Option<Permit> },
+        Dialing { #[pin] answer: Oneshot<S, Dial>, seat: Option<(Permit, UnderWay)> },
         Refused { error: Option<BoxError> },
     }
 }
@@ -178,18 +184,20 @@ where
         loop {
             match state.as_mut().project() {
                 StateProj::Waiting { waiter, next, .. } => {
-                    let permit = ready!(waiter.poll(cx));
+                    let seat = ready!(waiter.poll(cx));
                     let (inner, dial) = next.take().expect("polled after its end");
                     // Either way the wait is in the journal before anyone hears how it ended.
-                    state.set(match permit {
-                        Ok(permit) => State::Dialing { answer: inner.oneshot(dial), permit: Some(permit) },
+                    state.set(match seat {
+                        Ok(seat) => State::Dialing { answer: inner.oneshot(dial), seat: Some(seat) },
                         Err(error) => State::Refused { error: Some(error.into()) },
                     });
                 }
-                StateProj::Dialing { answer, permit } => {
-                    let stream = ready!(answer.poll(cx)).map_err(Into::into)?;
-                    let permit = permit.take().expect("polled after its end");
-                    return Poll::Ready(Ok(Guarded::new(stream, permit)));
+                StateProj::Dialing { answer, seat } => {
+                    let answer = ready!(answer.poll(cx));
+                    let (permit, _under_way) = seat.take().expect("polled after its end");
+                    return Poll::Ready(
+                        answer.map_err(Into::into).map(|stream| Guarded::new(stream, permit)),
+                    );
                 }
                 StateProj::Refused { error } => {
                     return Poll::Ready(Err(error.take().expect("polled after its end")));
@@ -367,6 +375,68 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn i7_one_user_s_unanswered_dials_leave_room_for_those_of_others() {
+        let (queue, mut inner, handle) = queue(Settings { per_user_dials: 2, ..seats(10) });
+        let mut unanswered = [call(&queue, "a"), call(&queue, "a")];
+        unanswered.iter_mut().for_each(|dialing| assert_pending!(dialing.poll()));
+        let asked = [inner.next_request().await.unwrap().1, inner.next_request().await.unwrap().1];
+        let mut third = call(&queue, "a");
+        assert_pending!(third.poll());
+        assert_pending!(inner.poll_request());
+        assert_eq!(handle.status(), Status { running: 2, waiting: 1 });
+        let _other = stream(&queue, &mut inner, "b").await;
+
+        // The line moves with an answer, though the stream lives on,
+        let [answered, given_up] = asked;
+        answered.send_response(BufReader::new(duplex(1).0));
+        let _stream = assert_ready_ok!(unanswered[0].poll());
+        assert_pending!(third.poll());
+        assert_eq!(serve(&mut inner).await, "a");
+        // and with a dial that is given up.
+        let mut fourth = call(&queue, "a");
+        assert_pending!(fourth.poll());
+        assert_pending!(inner.poll_request());
+        drop((unanswered, given_up));
+        assert_pending!(fourth.poll());
+        assert_eq!(serve(&mut inner).await, "a");
+        drop((assert_ready_ok!(third.poll()), assert_ready_ok!(fourth.poll())));
+        assert_eq!(handle.status(), Status { running: 2, waiting: 0 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn flows_count_among_the_dials_of_their_user_and_do_not_wait() {
+        let (queue, mut inner, handle) = queue(Settings { per_user_dials: 2, ..seats(10) });
+        let association = Association::new();
+        let flow = || {
+            spawn(queue.clone().call(Dial { network: anyproxy_core::Network::Udp(association), ..dial("a") }))
+        };
+        let mut flows = [flow(), flow()];
+        flows.iter_mut().for_each(|flow| assert_pending!(flow.poll()));
+        assert_eq!(assert_ready_err!(flow().poll()).downcast_ref(), Some(&Overloaded::LineFull));
+        for flow in &mut flows {
+            serve(&mut inner).await;
+            drop(assert_ready_ok!(flow.poll()));
+        }
+        assert_pending!(flow().poll());
+        drop(flows);
+        assert_eq!(handle.status(), Status::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_line_lets_nobody_wait() {
+        let (queue, mut inner, handle) = queue(seats(1));
+        let running = stream(&queue, &mut inner, "a").await;
+        let mut waiting = call(&queue, "b");
+        assert_pending!(waiting.poll());
+        handle.close();
+        assert_eq!(assert_ready_err!(waiting.poll()).downcast_ref(), Some(&Overloaded::Closed));
+        assert_eq!(assert_ready_err!(call(&queue, "a").poll()).downcast_ref(), Some(&Overloaded::Closed));
+        drop(running);
+        assert_eq!(handle.status(), Status::default());
+        let _seated = stream(&queue, &mut inner, "b").await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn users_are_served_in_turn_however_many_dials_one_has() {
         let (queue, mut inner, _) = queue(seats(1));
         let mut running = Some(stream(&queue, &mut inner, "x").await);
@@ -488,7 +558,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn i9_nothing_is_left_after_any_mix_of_endings() {
-        let (queue, mut inner, handle) = queue(Settings { waiting: 8, ..seats(4) });
+        let (queue, mut inner, handle) = queue(Settings { waiting: 8, per_user_dials: 2, ..seats(4) });
         inner.allow(10_000);
         let mut dialing = Vec::new();
         let mut streams = Vec::new();

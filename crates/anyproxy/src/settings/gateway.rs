@@ -56,6 +56,7 @@ pub(crate) struct Limits {
     /// `None`: by the limit of open files.
     pub(crate) max_connections: Option<usize>,
     pub(crate) per_user_connections: Option<usize>,
+    pub(crate) per_user_dials: usize,
     pub(crate) queue_size: usize,
     pub(crate) queue_timeout: Duration,
     pub(crate) wait_for_client: Duration,
@@ -176,6 +177,7 @@ impl Limits {
         Ok(Self {
             max_connections: at_least_one("max_connections", limits.max_connections)?,
             per_user_connections: at_least_one("per_user_connections", limits.per_user_connections)?,
+            per_user_dials: at_least_one("per_user_dials", limits.per_user_dials)?.unwrap_or(256),
             queue_size: queue.size.unwrap_or(1_024),
             queue_timeout: duration(queue.timeout, Duration::from_secs(5)),
             wait_for_client: duration(limits.wait_for_client, Duration::from_secs(3)),
@@ -202,6 +204,7 @@ impl Limits {
         anyproxy_queue::Settings {
             max_connections: self.max_connections.unwrap_or_else(|| users(open_files)),
             per_user_connections: self.per_user_connections.unwrap_or(usize::MAX),
+            per_user_dials: self.per_user_dials,
             waiting: self.queue_size,
             timeout: self.queue_timeout,
         }
@@ -222,6 +225,7 @@ impl Limits {
         if let Some(most) = self.per_user_connections {
             lines.push(format!("{most} streams of one user"));
         }
+        lines.push(format!("{} unanswered dials of one user", self.per_user_dials));
         lines.push(self.max_connections.map_or_else(
             || "streams in all by the limit of open files".to_owned(),
             |most| format!("{most} streams in all"),
