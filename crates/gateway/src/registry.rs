@@ -71,6 +71,8 @@ impl Common {
 struct Present {
     groups: HashMap<Arc<str>, Arc<[Client]>>,
     seats: HashMap<Arc<str>, Seat>,
+    /// Tunnels of clients whose place another took, by session, until they end: each as a client that has no other.
+    replaced: HashMap<u64, Client>,
     rules: Versions,
     /// Whose tunnels may stand; all, until something was revoked.
     wanted: Option<Wanted>,
@@ -240,12 +242,14 @@ impl Clients {
     }
 
     /// Ends the tunnels of every account that `wanted` does not want, and lets no more of them in: what was revoked stays
-    /// revoked, for those too who have logged in and not yet said hello. It holds until the next call.
+    /// revoked, for those too who have logged in and not yet said hello, and for those whose place another took and who
+    /// have streams to finish. It holds until the next call.
     pub fn retain(&self, wanted: impl Fn(&ClientAccount) -> bool + Send + Sync + 'static) {
         let wanted: Wanted = Arc::new(wanted);
         // From here on nobody comes in between.
         self.0.present.send_modify(|present| present.wanted = Some(wanted.clone()));
-        for client in self.connected() {
+        let all: Vec<Client> = self.0.present.borrow().with_tunnels().cloned().collect();
+        for client in all {
             if !wanted(client.account()) {
                 info!(client = &*printable(client.id()), "client is no longer wanted");
                 client.links().iter().for_each(|link| link.tunnel.close());
@@ -426,7 +430,10 @@ impl Present {
         };
         let client = seat.client.clone();
         if let Some(old) = old {
-            old.links().iter().for_each(|link| link.replaced.cancel());
+            for link in old.links() {
+                link.replaced.cancel();
+                self.replaced.insert(link.session, old.with_links([link.clone()]));
+            }
             if old.group() != client.group() {
                 self.take(old.group(), old.id());
             }
@@ -436,12 +443,12 @@ impl Present {
     }
 
     fn unseat(&mut self, id: &Arc<str>, session: u64) -> bool {
-        let Some(seat) = self.seats.get_mut(id) else { return false };
-        let links = seat.client.links();
         // The seat has changed hands since: what is left is not this tunnel's to clean up.
-        if links.iter().all(|link| link.session != session) {
+        if self.replaced.remove(&session).is_some() {
             return false;
         }
+        let Some(seat) = self.seats.get_mut(id) else { return false };
+        let links = seat.client.links();
         if links.len() > 1 {
             seat.client =
                 seat.client.with_links(links.iter().filter(|link| link.session != session).cloned());
@@ -453,6 +460,11 @@ impl Present {
             self.take(&group, id);
         }
         true
+    }
+
+    /// All who have a tunnel, those whose place another took too.
+    fn with_tunnels(&self) -> impl Iterator<Item = &Client> {
+        self.seats.values().map(|seat| &seat.client).chain(self.replaced.values())
     }
 
     fn only(&self, only: &OnlyClient) -> Option<&Client> {

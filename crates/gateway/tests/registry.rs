@@ -4,7 +4,7 @@ mod support;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyproxy_core::{
@@ -433,6 +433,61 @@ async fn what_is_no_longer_wanted_is_ended() {
     let late = house.connect("east", "blue", ClientHello::new("room-3", 1)).await.map(drop);
     assert!(late.is_err_and(|error| error.to_string().contains("refused")), "{:?}", house.ids("blue"));
     assert_eq!(house.ids("blue"), ["room-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r3_what_another_took_the_place_of_is_ended_with_its_account_too() {
+    let house = House::new(Config::default());
+    let mut old = house.client("room-1", 1).await;
+    let task = old.task.take().unwrap();
+    let client = house.serving("blue").remove(0);
+    let _echo = old.echo();
+    let mut living = client.dial(dial("blue")).await.unwrap();
+    let new = house.client("room-1", 2).await;
+    // While its account is wanted it may finish what it has, whoever else goes meanwhile.
+    house.clients.retain(|account| &**account.name() != "west");
+    living.write_all(b"still here").await.unwrap();
+    living.read_exact(&mut [0; 10]).await.unwrap();
+    // Nor does it matter that the one who took its place has left.
+    new.tunnel.close();
+    house.until(|house| house.clients.is_empty()).await;
+    let revoked = Instant::now();
+    house.clients.retain(|account| &**account.name() != "east");
+    let error = living.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    task.await.unwrap();
+    assert!(revoked.elapsed() < Duration::from_secs(1), "it went on for {:?}", revoked.elapsed());
+}
+
+#[tokio::test]
+async fn what_another_took_the_place_of_is_known_until_it_ends() {
+    let house = House::new(Config::default());
+    let known = || {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        house.clients.retain(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            true
+        });
+        asked.load(Ordering::Relaxed)
+    };
+    let mut tasks = Vec::new();
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut old = house.client("room-1", 1).await;
+        tasks.push(old.task.take().unwrap());
+        let _echo = old.echo();
+    }
+    for _ in 0..2 {
+        streams.push(house.serving("blue")[0].dial(dial("blue")).await.unwrap());
+    }
+    let _new = house.client("room-1", 2).await;
+    assert_eq!(known(), 3);
+    drop(streams);
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(known(), 1);
 }
 
 #[tokio::test]
