@@ -1,6 +1,6 @@
 //! Datagrams through UDP ASSOCIATE: PySocks, dig, and QUIC by aioquic.
 
-use anyproxy_tests::{PASSWORD, Program, Result, Stage, USER, python, run, tool};
+use anyproxy_tests::{Options, PASSWORD, Program, Result, Stage, USER, python, run, tool};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn datagrams_of_pysocks_and_dns_come_back_through_an_association() -> Result {
@@ -12,6 +12,34 @@ async fn datagrams_of_pysocks_and_dns_come_back_through_an_association() -> Resu
     let line = [("network", "udp".into()), ("user", USER.into()), ("outcome", "ok".into())];
     stage.gateway.access(&line)?;
     stage.client.access(&line)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_association_reaches_what_routes_send_to_two_groups() -> Result {
+    let options = Options {
+        open: true,
+        socks5: format!(
+            ", users: [ {{ username: {USER}, password: '{PASSWORD}', groups: [default, green] }} ]"
+        ),
+        gateway: "  clients: [ { username: green, password: g, groups: [green] } ]
+  routes: [ { targets: ['127.0.0.9'], group: green } ]"
+            .to_owned(),
+        ..Options::default()
+    };
+    let stage = Stage::with(&options)?;
+    let green =
+        [("CLIENT_ID", "green"), ("AUTH_USERNAME", "green"), ("AUTH_PASSWORD", "g"), ("GROUP_ID", "green")];
+    let _green = stage.another_client(&green)?;
+    let front = stage.socks5_addr();
+    let mut script = python("udp_groups.py")?;
+    script.args([&front.ip().to_string(), &front.port().to_string(), USER, PASSWORD]);
+    let said = run(script).await?.ok()?;
+    for target in said.split_whitespace() {
+        let client = if target.starts_with("127.0.0.9:") { "green" } else { "client-1" };
+        let line = [("network", "udp".into()), ("target", target.into()), ("outcome", "ok".into())];
+        assert_eq!(stage.gateway.access(&line)?["client"], client, "{target}");
+    }
     Ok(())
 }
 

@@ -47,7 +47,7 @@ impl NotServed {
         Self::declined(client, Cause::Draining, 5 * SOON)
     }
 
-    /// Another client serves the flows of this association.
+    /// Another client of the group serves the flows of this association.
     pub(crate) fn pinned_elsewhere(client: &Arc<str>) -> Self {
         Self::declined(client, Cause::PinnedElsewhere, SOON)
     }

@@ -62,6 +62,17 @@ pub(crate) struct Common {
 }
 
 impl Common {
+    pub(crate) fn new(open_timeout: Duration) -> Self {
+        let streams = TaskTracker::new();
+        streams.close();
+        Self {
+            pins: Arc::default(),
+            streams,
+            open_timeout: open_timeout.min(FOR_EVER),
+            draining: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -177,18 +188,11 @@ impl Clients {
     /// A registry whose clients may take `open_timeout` to answer an open (default: 15 s).
     #[must_use]
     pub fn new(open_timeout: Duration) -> Self {
-        let streams = TaskTracker::new();
-        streams.close();
         Self(Arc::new(Registry {
             present: watch::Sender::default(),
             routes: ArcSwapOption::empty(),
             sessions: AtomicU64::new(first_session()),
-            common: Arc::new(Common {
-                pins: Arc::default(),
-                streams,
-                open_timeout: open_timeout.min(FOR_EVER),
-                draining: AtomicBool::new(false),
-            }),
+            common: Arc::new(Common::new(open_timeout)),
         }))
     }
 
@@ -340,7 +344,8 @@ impl Endpoints for Clients {
         let group = routed.as_deref().unwrap_or_else(|| dial.identity.group());
         let Some(all) = self.0.present.borrow().serving(group, dial).cloned() else { return Arc::default() };
         if let Network::Udp(association) = dial.network
-            && let Some(id) = self.0.common.pins.client(association)
+            && let Some(group) = all.first().map(Client::group)
+            && let Some(id) = self.0.common.pins.client(association, group)
             && let Some(client) = all.iter().find(|client| *client.id() == id && client.is_usable())
         {
             return Arc::new([client.clone()]);

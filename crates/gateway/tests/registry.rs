@@ -287,7 +287,7 @@ async fn an_association_stays_where_it_was_granted_unless_its_first_flow_goes_el
     let [one, other] = [house.serving("blue").remove(0), house.serving("blue").remove(1)];
     let kept = one.dial(itself()).await.unwrap();
     assert_eq!(house.clients.snapshot(&flow())[0].id(), one.id());
-    // A route has sent it to another one, where it has its flows from now on.
+    // A layer has sent it to another one, where it has its flows from now on.
     let living = other.dial(flow()).await.unwrap();
     assert_eq!(house.clients.snapshot(&flow())[0].id(), other.id());
     assert!(one.dial(flow()).await.is_err());
@@ -295,6 +295,50 @@ async fn an_association_stays_where_it_was_granted_unless_its_first_flow_goes_el
     one.dial(flow()).await.unwrap();
     drop(kept);
     assert_eq!(house.clients.snapshot(&flow()).len(), 2);
+}
+
+#[tokio::test]
+async fn an_association_has_one_client_of_each_group_that_routes_send_it_to() {
+    let house = House::new(Config::default());
+    let (mut echoes, mut drivers) = (Vec::new(), Vec::new());
+    for (id, group) in [("room-1", "blue"), ("room-2", "blue"), ("lab-1", "green"), ("lab-2", "green")] {
+        let peer = house.connect("east", group, ClientHello::new(id, 1)).await.unwrap();
+        drivers.push(peer.driver.abort_handle());
+        echoes.push(peer.echo());
+    }
+    house.clients.set_routes(|dial: &Dial| (dial.target.port() == 53).then(|| Arc::from("green")));
+    let association = Association::new();
+    let flow = |target: Target| {
+        let mut dial = Dial::udp(association, target, support::source(), Front::SOCKS5);
+        dial.identity = Account::new("alice", ["blue", "green"]).into();
+        dial
+    };
+    let printer = || flow(Target::parse("printer.lan:631").unwrap());
+    let dns = || flow(Target::parse("dns.lan:53").unwrap());
+    let ids = |dial: Dial| {
+        house.clients.snapshot(&dial).iter().map(|client| client.id().to_string()).collect::<Vec<_>>()
+    };
+    let serve = async |dial: Dial| {
+        let client = house.clients.snapshot(&dial).last().cloned().unwrap();
+        client.dial(dial).await.unwrap()
+    };
+
+    let kept = serve(flow(Target::UNSPECIFIED)).await;
+    assert_eq!(ids(dns()), ["lab-1", "lab-2"]);
+    let mut living = Vec::new();
+    for _ in 0..2 {
+        living.extend([serve(printer()).await, serve(dns()).await]);
+        assert_eq!((ids(printer()), ids(dns())), (vec!["room-2".into()], vec!["lab-2".into()]));
+    }
+    // When one leaves, its group's part of the association goes to another of that group.
+    drivers[3].abort();
+    house.until(|house| house.clients.len() == 3).await;
+    let moved = serve(dns()).await;
+    assert_eq!((ids(printer()), ids(dns())), (vec!["room-2".into()], vec!["lab-1".into()]));
+    drop((moved, living));
+    assert_eq!(ids(printer()), ["room-2"], "the association itself is still there");
+    drop(kept);
+    assert_eq!(ids(printer()), ["room-1", "room-2"]);
 }
 
 #[tokio::test]
