@@ -13,6 +13,9 @@
 //!   patience that grows and is random, so that a gateway which restarts is not run over;
 //! - [`Handle`] swaps the rules of a running client, and tells how many tunnels stand.
 //!
+//! Names are looked up in the blocking pool of the runtime, up to 384 at once for targets, 64 of them for one user: a runtime
+//! that allows fewer blocking threads than tokio's 512 lets users wait for each other's lookups.
+//!
 //! When a stream ends, or could not be opened, one event of the target `access` says so, at level info.
 //!
 //! ```no_run

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::race;
-use crate::resolve::Resolver;
+use crate::resolve::{Asker, Resolver};
 
 /// A tunnel that stands, its driver not yet spawned.
 pub(crate) struct Link {
@@ -65,7 +65,9 @@ async fn within<T>(
 async fn dial(resolver: &Resolver, gateway: &Target) -> Result<TcpStream, LinkError> {
     let addresses = match gateway.host() {
         Host::Ip(address) => vec![*address],
-        Host::Name(name) => resolver.resolve(name.as_str()).await.map_err(LinkError::Resolve)?,
+        Host::Name(name) => {
+            resolver.resolve(Asker::Nobody, name.as_str()).await.map_err(LinkError::Resolve)?
+        }
     };
     let addresses = addresses.into_iter().map(|ip| (ip, gateway.port()).into()).collect();
     race::connect(addresses).await.map(|(socket, _)| socket).map_err(LinkError::Connect)

@@ -18,6 +18,7 @@ use crate::access::AccessLine;
 use crate::judge::Judge;
 use crate::race;
 use crate::relay::Relay;
+use crate::resolve::Asker;
 use crate::serve::Context;
 use crate::udp::{self, Association, Flow, Port};
 
@@ -143,7 +144,7 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
     let addresses = match judge.target().host() {
         Host::Ip(address) => vec![*address],
         Host::Name(name) => {
-            let found = context.client.resolver.resolve(name.as_str()).await;
+            let found = context.client.resolver.resolve(Asker::of(open), name.as_str()).await;
             found.map_err(|error| OpenErr::new(race::class_of_lookup(&error), error.to_string()))?
         }
     };

@@ -16,6 +16,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -214,6 +215,23 @@ async fn s8_a_name_without_addresses_does_not_resolve() {
 async fn f7_a_lookup_that_stalls_times_out() {
     let world = World::new(|config| config.connect_timeout = Duration::from_millis(50)).await;
     assert_eq!(world.refused(name("stalled.test", 80)).await, OpenErrClass::TimedOut);
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn f7_the_stalled_lookups_of_a_user_are_in_nobody_else_s_way() {
+    let (target, _listener) = target().await;
+    let world = World::new(|_| {}).await;
+    let open = |user: &str, name: &str| Open { user: user.into(), ..self::name(name, target.port()) };
+    let mut stalled = JoinSet::new();
+    for number in 0..200 {
+        stalled.spawn(world.tunnel.open(open("mallory", &format!("a.{number}.stalled.test"))));
+    }
+    while world.shared.tasks.len() < World::IDLE_TASKS + stalled.len() {
+        tokio::task::yield_now().await;
+    }
+    world.open(open("alice", "localhost.test")).await.unwrap();
+    drop(stalled);
     world.is_left_clean().await;
 }
 
@@ -745,7 +763,7 @@ fn resolver() -> (Resolver, mpsc::Sender<()>) {
         "two.test" => Ok(vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2])]),
         "metadata.test" => Ok(vec![IpAddr::from([169, 254, 169, 254])]),
         "nowhere.test" => Ok(Vec::new()),
-        "stalled.test" => {
+        name if name.ends_with("stalled.test") => {
             let _ = stalled.lock().unwrap().recv();
             Ok(Vec::new())
         }

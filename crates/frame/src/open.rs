@@ -35,14 +35,14 @@ pub struct Open {
     pub host: HostRef,
     /// The port of the target.
     pub port: u16,
-    /// Who asks, as the gateway knows them, for the client's log; empty for nobody in particular.
+    /// Who asks, as the gateway knows them, for the client's log and fair shares there; empty for nobody in particular.
     /// At most [`MAX_USER`] bytes.
     pub user: String,
     /// The groups of that user; at most [`MAX_GROUPS`] of [`MAX_GROUP`] bytes each.
     pub groups: Vec<String>,
     /// The front the user came in by, for the client's log; at most [`MAX_FRONT`] bytes.
     pub front: String,
-    /// The address the user came from, as the gateway saw it, for the client's log.
+    /// The address the user came from, as the gateway saw it, for the client's log, and in place of a user without a name.
     pub source: Option<SocketAddr>,
     /// The version of the gateway's rules that judged this open; 0 for no rules. A client that lacks that version
     /// refuses.
