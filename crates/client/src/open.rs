@@ -20,7 +20,7 @@ use crate::race;
 use crate::relay::Relay;
 use crate::resolve::Asker;
 use crate::serve::Context;
-use crate::udp::{self, Association, Flow, Port};
+use crate::udp::{self, Association, Flow, Way};
 
 /// Answers `request` and carries its stream until both ways have ended. `policy` are the gateway's rules that
 /// judged it there; they hold here too.
@@ -34,10 +34,10 @@ pub(crate) fn serve(context: Arc<Context>, request: OpenRequest, policy: Option<
             Reached::Association(association) => {
                 Serving::Datagrams(Box::pin(udp::keep(association, stream, line)))
             }
-            Reached::Udp(association, port, destination) => {
+            Reached::Udp(way) => {
                 let idle = context.client.config.udp_idle_timeout;
                 let dropped = context.client.config.tunnel.dropped_datagrams.clone();
-                let flow = Flow::new(association, port, destination, stream, line, dropped);
+                let flow = Flow::new(way, stream, line, dropped);
                 Serving::Datagrams(Box::pin(flow.run(idle)))
             }
         })
@@ -73,7 +73,7 @@ impl Future for Serving {
 enum Reached {
     Tcp(TcpStream, SocketAddr),
     Association(Arc<Association>),
-    Udp(Arc<Association>, Arc<Port>, SocketAddr),
+    Udp(Way),
 }
 
 /// Reaches the target and says so, or says why not. `None`: there is no stream, and all is written.
@@ -96,7 +96,8 @@ async fn answer(
     match reached {
         Some(Ok(reached)) => {
             let address = match &reached {
-                Reached::Tcp(_, address) | Reached::Udp(_, _, address) => Some(*address),
+                Reached::Tcp(_, address) => Some(*address),
+                Reached::Udp(way) => Some(way.destination),
                 Reached::Association(_) => None,
             };
             let took_us = Some(line.opened());
@@ -161,7 +162,7 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
         }),
         Network::Udp { association } => {
             let association = context.associations.join(association, &context.client.tasks);
-            association.port(preferred).map(|port| Reached::Udp(association, port, preferred))
+            association.reach(preferred).map(Reached::Udp)
         }
     };
     reached.map_err(|error| OpenErr::new(race::class_of(&error), error.to_string()))

@@ -1,6 +1,7 @@
 //! A client's end of a tunnel, with the gateway's end in the test's hand.
 
 use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, mpsc};
@@ -26,6 +27,7 @@ use crate::link::Link;
 use crate::open;
 use crate::resolve::Resolver;
 use crate::serve::{self, Left};
+use crate::udp::MAX_NAMES;
 use crate::{ClientTls, Config};
 
 // === Streams ===
@@ -423,6 +425,56 @@ async fn u3_only_those_an_association_has_sent_to_may_answer() {
     assert_eq!(answer(&mut flows[1]).await, b"late");
     drop(flows);
     world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn answers_are_told_apart_though_two_names_lead_to_one_address() {
+    let target = udp_target().await;
+    let world = World::new(|_| {}).await;
+    let mut by_address = world.flow(&target).await;
+    let name = HostRef::Name("localhost.test".into());
+    let open = Open::udp(9, name, target.local_addr().unwrap().port());
+    let mut by_name = Datagrams::new(world.open(open).await.unwrap().0);
+    let to_address = ask(&mut by_address, &target, b"one").await;
+    let to_name = ask(&mut by_name, &target, b"two").await;
+    target.send_to(b"first", to_address).await.unwrap();
+    target.send_to(b"second", to_name).await.unwrap();
+    assert_eq!(answer(&mut by_address).await, b"first");
+    assert_eq!(answer(&mut by_name).await, b"second");
+
+    drop(by_name);
+    while world.shared.tasks.len() > World::IDLE_TASKS + 3 {
+        tokio::task::yield_now().await;
+    }
+    target.send_to(b"still here", to_address).await.unwrap();
+    assert_eq!(answer(&mut by_address).await, b"still here");
+    drop(by_address);
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
+async fn u7_of_the_names_of_one_address_the_one_sent_to_longest_ago_gives_way() {
+    let target = udp_target().await;
+    let world = World::new(|_| {}).await;
+    let (mut flows, mut ports) = (VecDeque::new(), HashSet::new());
+    for _ in 0..MAX_NAMES {
+        let mut flow = world.flow(&target).await;
+        ports.insert(ask(&mut flow, &target, b"hello").await);
+        flows.push_back(flow);
+    }
+    assert_eq!(ports.len(), usize::from(MAX_NAMES));
+    let mut oldest = flows.pop_front().unwrap();
+    let mut flow = world.flow(&target).await;
+    let ended = timeout(Duration::from_secs(5), oldest.recv(&mut BytesMut::new())).await;
+    assert!(ended.expect("the oldest gives way").is_err());
+    let port = ask(&mut flow, &target, b"hello").await;
+    assert!(ports.contains(&port), "there are no more ports than names");
+    flows.push_back(flow);
+    for flow in &mut flows {
+        let port = ask(flow, &target, b"still here").await;
+        target.send_to(b"so am I", port).await.unwrap();
+        assert_eq!(answer(flow).await, b"so am I");
+    }
 }
 
 #[tokio::test]

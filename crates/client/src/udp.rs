@@ -1,6 +1,7 @@
-//! Datagrams: the flows of one association leave from one socket, and only those it has sent to may answer.
+//! Datagrams: the flows of one association leave from one socket, but for those whose names lead to one address, and only
+//! those it has sent to may answer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,6 +28,10 @@ use crate::relay::{End, Passed};
 
 /// Destinations of one association; beyond it the one that was sent to longest ago goes.
 const MAX_DESTINATIONS: usize = 1_024;
+/// Flows of one association to one address and port, which many names may lead to. An answer tells no more than where it
+/// comes from, and users are to hear which name it is of (RFC 1928 section 7), so each of these flows has a socket of its
+/// own. Beyond it the one that was sent to longest ago goes.
+pub(crate) const MAX_NAMES: u8 = 8;
 /// Datagrams taken from a socket before other tasks get their turn.
 const BURST: usize = 64;
 
@@ -34,12 +39,13 @@ const BURST: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Associations(Mutex<HashMap<u64, Weak<Association>>>);
 
-/// The socket, or one for each family, of a user's socket; held by each of its flows.
+/// The sockets of a user's socket, mostly one; held by each of its flows.
 #[derive(Debug)]
 pub(crate) struct Association {
     id: u64,
     associations: Arc<Associations>,
-    ports: [Mutex<Option<Arc<Port>>>; 2],
+    /// By family and number.
+    ports: Mutex<BTreeMap<(bool, u8), Arc<Port>>>,
     routes: Arc<Routes>,
     tasks: TaskTracker,
     receiving: CancellationToken,
@@ -47,9 +53,9 @@ pub(crate) struct Association {
     _receiving: DropGuard,
 }
 
-/// A socket that flows share.
+/// A socket that flows to different addresses share.
 #[derive(Debug)]
-pub(crate) struct Port {
+struct Port {
     socket: UdpSocket,
     /// Flows that hold datagrams it has no room for.
     waiting: AtomicUsize,
@@ -85,20 +91,31 @@ impl Associations {
 impl Association {
     /// Takes a socket before there is a destination, of either family: that there is one is what a user is told.
     pub(crate) fn open(&self) -> io::Result<()> {
-        let any = |ip: IpAddr| self.port((ip, 0).into()).map(drop);
-        any(Ipv4Addr::UNSPECIFIED.into()).or_else(|_| any(Ipv6Addr::UNSPECIFIED.into()))
+        self.port(false, 0).or_else(|_| self.port(true, 0)).map(drop)
     }
 
-    /// The port that reaches `destination`.
-    pub(crate) fn port(&self, destination: SocketAddr) -> io::Result<Arc<Port>> {
-        let mut slot = lock(&self.ports[usize::from(destination.is_ipv6())]);
-        if let Some(port) = &*slot {
+    /// A way to `destination` for one flow, by a port that no other flow to it has. Nobody may answer before something was
+    /// sent.
+    pub(crate) fn reach(self: Arc<Self>, destination: SocketAddr) -> io::Result<Way> {
+        let (key, evicted) = self.routes.enter(destination);
+        match self.port(destination.is_ipv6(), key.port) {
+            Ok(port) => Ok(Way { key, evicted, port, destination, association: self }),
+            Err(error) => {
+                self.routes.leave(&key, &evicted);
+                Err(error)
+            }
+        }
+    }
+
+    fn port(&self, v6: bool, number: u8) -> io::Result<Arc<Port>> {
+        let mut ports = lock(&self.ports);
+        if let Some(port) = ports.get(&(v6, number)) {
             return Ok(port.clone());
         }
-        let port = Arc::new(Port { socket: bind(destination.is_ipv6())?, waiting: AtomicUsize::new(0) });
-        let receiving = receive(port.clone(), self.routes.clone());
+        let port = Arc::new(Port { socket: bind(v6)?, waiting: AtomicUsize::new(0) });
+        let receiving = receive(port.clone(), number, self.routes.clone());
         self.tasks.spawn(self.receiving.clone().run_until_cancelled_owned(receiving));
-        *slot = Some(port.clone());
+        ports.insert((v6, number), port.clone());
         Ok(port)
     }
 }
@@ -135,14 +152,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 // === Answers ===
 
-/// Who may answer, and to which flow it goes: the one that sent there last.
+/// Who may answer, and to which flow it goes: of a port and an address there is one at most.
 #[derive(Debug, Default)]
-struct Routes(Mutex<HashMap<(IpAddr, u16), Route>>);
+struct Routes(Mutex<HashMap<Key, Route>>);
+
+/// Where a datagram came to, and from: without flow label and scope, which an answer may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    /// The number of the port, of those of this family.
+    port: u8,
+    source: (IpAddr, u16),
+}
+
+impl Key {
+    const fn new(port: u8, source: SocketAddr) -> Self {
+        Self { port, source: (source.ip(), source.port()) }
+    }
+}
 
 #[derive(Debug)]
 struct Route {
-    shared: Arc<Shared>,
+    /// To whom answers go; nobody before something was sent.
+    shared: Option<Arc<Shared>>,
+    /// When something was sent, or the way was opened.
     last_sent: Instant,
+    evicted: Arc<Notify>,
 }
 
 /// What a flow's own task and the receiving task share.
@@ -153,8 +187,6 @@ struct Shared {
     first: OnceLock<Instant>,
     /// Answers for which the way to the gateway had no room, with those that tunnels drop.
     dropped: DroppedDatagrams,
-    /// The association has too many destinations, and this was the oldest.
-    evicted: Notify,
 }
 
 impl Shared {
@@ -176,37 +208,52 @@ impl Shared {
 }
 
 impl Routes {
-    /// Lets `destination` answer to this flow.
-    fn claim(&self, destination: SocketAddr, shared: &Arc<Shared>) {
+    /// Makes room for one more: its key, and what tells it that it has to give way.
+    fn enter(&self, destination: SocketAddr) -> (Key, Arc<Notify>) {
         let mut routes = lock(&self.0);
-        let (key, last_sent) = (key(destination), Instant::now());
-        if let Some(route) = routes.get_mut(&key) {
-            route.last_sent = last_sent;
-            if !Arc::ptr_eq(&route.shared, shared) {
-                route.shared = shared.clone();
+        // A free one comes before all others.
+        let key = (0..MAX_NAMES)
+            .map(|port| Key::new(port, destination))
+            .min_by_key(|key| routes.get(key).map(|route| route.last_sent))
+            .expect("an address may have a name");
+        let surplus = if routes.contains_key(&key) {
+            Some(key)
+        } else if routes.len() >= MAX_DESTINATIONS {
+            routes.iter().min_by_key(|(_, route)| route.last_sent).map(|(key, _)| *key)
+        } else {
+            None
+        };
+        if let Some(route) = surplus.and_then(|key| routes.remove(&key)) {
+            route.evicted.notify_one();
+        }
+        let evicted = Arc::new(Notify::new());
+        routes.insert(key, Route { shared: None, last_sent: Instant::now(), evicted: evicted.clone() });
+        (key, evicted)
+    }
+
+    /// Lets answers come to this flow: whether it still has its place.
+    fn claim(&self, way: &Way, shared: &Arc<Shared>) -> bool {
+        let mut routes = lock(&self.0);
+        match routes.get_mut(&way.key).filter(|route| Arc::ptr_eq(&route.evicted, &way.evicted)) {
+            Some(route) => {
+                route.last_sent = Instant::now();
+                route.shared.get_or_insert_with(|| shared.clone());
+                true
             }
-            return;
+            None => false,
         }
-        if routes.len() >= MAX_DESTINATIONS
-            && let Some(oldest) = routes.iter().min_by_key(|(_, route)| route.last_sent).map(|(key, _)| *key)
-            && let Some(route) = routes.remove(&oldest)
-        {
-            route.shared.evicted.notify_one();
-        }
-        routes.insert(key, Route { shared: shared.clone(), last_sent });
     }
 
-    fn release(&self, destination: SocketAddr, shared: &Arc<Shared>) {
+    fn leave(&self, key: &Key, evicted: &Arc<Notify>) {
         let mut routes = lock(&self.0);
-        let key = key(destination);
-        if routes.get(&key).is_some_and(|route| Arc::ptr_eq(&route.shared, shared)) {
-            routes.remove(&key);
+        if routes.get(key).is_some_and(|route| Arc::ptr_eq(&route.evicted, evicted)) {
+            routes.remove(key);
         }
     }
 
-    fn deliver(&self, source: SocketAddr, payload: &[u8]) {
+    fn deliver(&self, key: &Key, payload: &[u8]) {
         // Nobody has sent there: dropped (RFC 4787 section 5).
-        let Some(shared) = lock(&self.0).get(&key(source)).map(|route| route.shared.clone()) else { return };
+        let Some(shared) = lock(&self.0).get(key).and_then(|route| route.shared.clone()) else { return };
         // Sent now or dropped: nobody waits, so nobody needs to be woken.
         let sent = lock(&shared.datagrams).send_now(&mut Context::from_waker(Waker::noop()), payload);
         match sent {
@@ -221,18 +268,13 @@ impl Routes {
     }
 }
 
-/// Without flow label and scope, which an answer may lack.
-const fn key(address: SocketAddr) -> (IpAddr, u16) {
-    (address.ip(), address.port())
-}
-
-async fn receive(port: Arc<Port>, routes: Arc<Routes>) {
+async fn receive(port: Arc<Port>, number: u8, routes: Arc<Routes>) {
     loop {
         if let Err(error) = port.socket.readable().await {
             tracing::warn!(%error, "a socket for datagrams failed");
             return;
         }
-        if !receive_some(&port.socket, &routes) {
+        if !receive_some(&port.socket, number, &routes) {
             // Readiness costs no budget: without this, whoever sends fast enough would have the thread for themselves.
             yield_now().await;
         }
@@ -240,11 +282,11 @@ async fn receive(port: Arc<Port>, routes: Arc<Routes>) {
 }
 
 /// Takes what is there, as far as one turn goes: whether that was all.
-fn receive_some(socket: &UdpSocket, routes: &Routes) -> bool {
+fn receive_some(socket: &UdpSocket, number: u8, routes: &Routes) -> bool {
     let mut scratch = Scratch::take();
     for _ in 0..BURST {
         match socket.try_recv_from(&mut scratch) {
-            Ok((length, source)) => routes.deliver(source, &scratch[..length]),
+            Ok((length, source)) => routes.deliver(&Key::new(number, source), &scratch[..length]),
             // Any other error is taken from the socket with this, and may be followed by another.
             Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
         }
@@ -269,11 +311,27 @@ pub(crate) async fn keep(association: Arc<Association>, stream: Stream, mut line
 
 // === Flow ===
 
+/// The way of one flow, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Way {
+    pub(crate) destination: SocketAddr,
+    key: Key,
+    /// There are too many destinations, or names of this one, and this was the oldest.
+    evicted: Arc<Notify>,
+    port: Arc<Port>,
+    association: Arc<Association>,
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        self.association.routes.leave(&self.key, &self.evicted);
+    }
+}
+
 /// One destination of an association, with its stream.
 #[derive(Debug)]
 pub(crate) struct Flow {
-    association: Arc<Association>,
-    port: Arc<Port>,
+    way: Way,
     peer: Peer,
     shared: Arc<Shared>,
     up: u64,
@@ -281,23 +339,15 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Carries datagrams between `stream` and `destination`, by a port of `association` that reaches it.
-    pub(crate) fn new(
-        association: Arc<Association>,
-        port: Arc<Port>,
-        destination: SocketAddr,
-        stream: Stream,
-        line: AccessLine,
-        dropped: DroppedDatagrams,
-    ) -> Self {
+    /// Carries datagrams between `stream` and the destination of `way`.
+    pub(crate) fn new(way: Way, stream: Stream, line: AccessLine, dropped: DroppedDatagrams) -> Self {
         let shared = Shared {
             datagrams: Mutex::new(Datagrams::new(stream)),
             down: AtomicU64::new(0),
             first: OnceLock::new(),
             dropped,
-            evicted: Notify::new(),
         };
-        Self { association, port, peer: Peer::new(destination), shared: Arc::new(shared), up: 0, line }
+        Self { peer: Peer::new(way.destination), way, shared: Arc::new(shared), up: 0, line }
     }
 
     /// Runs until the user is done with it, or has sent nothing for `idle`. Answers do not prolong it (RFC 4787
@@ -313,12 +363,15 @@ impl Flow {
             tokio::select! {
                 received = self.receive() => {
                     match received {
-                        Ok(burst) => self.send(burst).await,
+                        Ok(burst) if self.way.association.routes.claim(&self.way, &self.shared) => {
+                            self.send(burst).await;
+                        }
+                        Ok(_) => return End::Idle,
                         Err(end) => return end,
                     }
                     timer.as_mut().reset(Instant::now() + idle);
                 }
-                () = self.shared.evicted.notified() => return End::Idle,
+                () = self.way.evicted.notified() => return End::Idle,
                 () = &mut timer => return End::Idle,
             }
         }
@@ -328,7 +381,7 @@ impl Flow {
     /// waits here is not.
     async fn receive(&self) -> Result<Burst, End> {
         poll_fn(|cx| {
-            let is_full = self.port.waiting.load(Ordering::Relaxed) > 0;
+            let is_full = self.way.port.waiting.load(Ordering::Relaxed) > 0;
             self.shared.poll_recv(cx, if is_full { 1 } else { usize::MAX })
         })
         .await
@@ -336,19 +389,17 @@ impl Flow {
 
     /// A datagram that cannot be sent costs itself, never the flow.
     async fn send(&mut self, burst: Burst) {
-        let destination = self.peer.address();
-        self.association.routes.claim(destination, &self.shared);
-        let mut sending = pin!(burst.send(&self.port.socket, &self.peer));
+        let mut sending = pin!(burst.send(&self.way.port.socket, &self.peer));
         let sent = match poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await {
             Poll::Ready(sent) => sent,
             Poll::Pending => {
-                let _waits = Waits::at(&self.port.waiting);
+                let _waits = Waits::at(&self.way.port.waiting);
                 sending.await
             }
         };
         self.up += sent.bytes as u64;
         if let Some(error) = sent.error {
-            tracing::debug!(%error, %destination, "a datagram was not sent");
+            tracing::debug!(%error, destination = %self.way.destination, "a datagram was not sent");
         }
     }
 }
@@ -371,7 +422,6 @@ impl Drop for Waits<'_> {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        self.association.routes.release(self.peer.address(), &self.shared);
         self.line.passed = Passed {
             up: self.up,
             down: self.shared.down.load(Ordering::Relaxed),
