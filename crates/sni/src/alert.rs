@@ -11,7 +11,7 @@ pub enum Alert {
     AccessDenied = 49,
     /// The hello is longer than this front reads.
     DecodeError = 50,
-    /// The target cannot be reached, for whatever reason: TLS has no words for it.
+    /// The target cannot be reached, for whatever reason, or the way to it leads back here: TLS has no words for it.
     InternalError = 80,
     /// The hello names no server (RFC 8446 section 9.2).
     MissingExtension = 109,

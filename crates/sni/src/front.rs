@@ -2,21 +2,24 @@ use std::fmt;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyproxy_core::{
     BoxError, ByteStream, Dial, DialService as _, Front, GatewayStack, Host, Login, Outcome, Target,
 };
-use anyproxy_front::{Connection, DEFAULT_HANDSHAKE_TIMEOUT, Listener, Relay, RelayConfig, farewell, relay};
+use anyproxy_front::{
+    Connection, DEFAULT_HANDSHAKE_TIMEOUT, Listener, Relay, RelayConfig, Throttle, farewell, relay,
+};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::Alert;
-use crate::hello::{HelloError, HelloReader, MAX_HELLO};
+use crate::hello::{HelloError, HelloReader, MAX_HELLO, random};
+use crate::passing::{Passage, Passing};
 
 /// What is made room for when a user is read: most hellos fit.
 const READ: usize = 2 * 1024;
@@ -38,6 +41,7 @@ type Serves = dyn Fn(&Target) -> bool + Send + Sync;
 pub struct Sni<M> {
     stack: M,
     serves: Arc<Serves>,
+    passing: Arc<Passing>,
     port: u16,
     handshake_timeout: Duration,
     relay: RelayConfig,
@@ -52,6 +56,7 @@ impl<M: GatewayStack> Sni<M> {
         Self {
             stack,
             serves: Arc::new(serves),
+            passing: Arc::default(),
             port: 443,
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
             relay: RelayConfig::default(),
@@ -88,10 +93,11 @@ impl<M: GatewayStack> Sni<M> {
     ///
     /// Dropping the future ends every connection with a reset.
     pub async fn serve(self, listener: Listener, stop: CancellationToken) {
-        let stopping = stop.clone();
+        // One for all: a clone is paid for by every idle connection.
+        let (front, stopping) = (Arc::new(self), stop.clone());
         listener
             .serve(stop, move |user, source| {
-                let (front, stop) = (self.clone(), stopping.clone());
+                let (front, stop) = (front.clone(), stopping.clone());
                 async move { front.serve_connection(user, source, &stop).await }
             })
             .await;
@@ -115,7 +121,7 @@ impl<M: GatewayStack> Sni<M> {
         async move {
             // Boxed, so that a relay that lasts for hours does not keep the room of a hello.
             let connected = Box::pin(self.connect(user, source, stop)).await;
-            let Some(relay) = connected else { return };
+            let Some((relay, _passage)) = connected else { return };
             let end = relay.await;
             debug!(%source, %end, "relay ended");
         }
@@ -127,7 +133,7 @@ impl<M: GatewayStack> Sni<M> {
         mut user: U,
         source: SocketAddr,
         stop: &CancellationToken,
-    ) -> Option<Relay<U, impl ByteStream + use<M, U>>> {
+    ) -> Option<(Relay<U, impl ByteStream + use<M, U>>, Passage<'_>)> {
         let mut early = BytesMut::new();
         let heard = tokio::select! {
             // What has arrived is still answered.
@@ -135,9 +141,10 @@ impl<M: GatewayStack> Sni<M> {
             heard = timeout(self.handshake_timeout, self.hear(&mut user, &mut early)) => heard,
             () = stop.cancelled() => return None,
         };
-        let target = match heard {
-            Ok(Ok(target)) => target,
+        let (target, passage) = match heard {
+            Ok(Ok(heard)) => heard,
             Ok(Err(parting)) => {
+                parting.warn(source);
                 debug!(%source, %parting, "not passed on");
                 self.refuse(user, &parting.record()).await;
                 return None;
@@ -155,7 +162,7 @@ impl<M: GatewayStack> Sni<M> {
             }
         };
         match dialled {
-            Ok(stream) => Some(relay(user, stream, self.relay).with_early(early.freeze())),
+            Ok(stream) => Some((relay(user, stream, self.relay).with_early(early.freeze()), passage)),
             Err(error) => {
                 let alert = Alert::of(Outcome::of(&*error));
                 debug!(%source, %target, error = &*error, %alert, "not connected");
@@ -165,8 +172,12 @@ impl<M: GatewayStack> Sni<M> {
         }
     }
 
-    /// Reads a hello: where it leads, if there is a way. All that was read is in `early`.
-    async fn hear<U: Connection>(&self, user: &mut U, early: &mut BytesMut) -> Result<Target, Parting> {
+    /// Reads a hello: where it leads, if there is a way and it is not on it already. All that was read is in `early`.
+    async fn hear<U: Connection>(
+        &self,
+        user: &mut U,
+        early: &mut BytesMut,
+    ) -> Result<(Target, Passage<'_>), Parting> {
         let mut hello = HelloReader::default();
         let name = loop {
             early.reserve(READ);
@@ -181,7 +192,11 @@ impl<M: GatewayStack> Sni<M> {
         // An address is no server name (RFC 6066 section 3), however it is spelt.
         let host = Host::parse(&name).ok().filter(|host| matches!(host, Host::Name(_)));
         let target = host.and_then(|host| Target::new(host, self.port).ok());
-        target.filter(|target| (self.serves)(target)).ok_or(Parting::NotServed(name))
+        let target = target.filter(|target| (self.serves)(target)).ok_or(Parting::NotServed(name))?;
+        match self.passing.begin(&random(early), &target) {
+            Some(passage) => Ok((target, passage)),
+            None => Err(Parting::Loop(target)),
+        }
     }
 
     async fn dial(&self, target: Target, source: SocketAddr) -> Result<impl ByteStream + use<M>, BoxError> {
@@ -222,9 +237,22 @@ enum Parting {
     Hello(HelloError),
     /// This name is none of ours.
     NotServed(String),
+    /// A hello that is being passed on, and has come back.
+    Loop(Target),
 }
 
 impl Parting {
+    /// Tells whoever runs the gateway what only they can change.
+    fn warn(&self, source: SocketAddr) {
+        static LOOPS: LazyLock<Throttle> = LazyLock::new(|| Throttle::new(Duration::from_secs(60)));
+
+        if let Self::Loop(target) = self
+            && let Some(others) = LOOPS.pass()
+        {
+            warn!(%source, %target, others, "a loop: the client's way to the target leads back to this front");
+        }
+    }
+
     /// What the user is told.
     fn record(self) -> Vec<u8> {
         let alert = match self {
@@ -233,6 +261,7 @@ impl Parting {
             Self::Hello(HelloError::NoName) => Alert::MissingExtension,
             Self::Hello(HelloError::TooLong) => Alert::DecodeError,
             Self::NotServed(_) => Alert::UnrecognizedName,
+            Self::Loop(_) => Alert::InternalError,
         };
         alert.record().to_vec()
     }
@@ -256,6 +285,7 @@ impl fmt::Display for Parting {
             Self::Lost(error) => write!(f, "user lost: {error}"),
             Self::Hello(error) => error.fmt(f),
             Self::NotServed(name) => write!(f, "the name {name:?} is not served"),
+            Self::Loop(target) => write!(f, "a loop: this hello is being passed on to {target} already"),
         }
     }
 }

@@ -1,10 +1,14 @@
 use std::fmt;
+use std::iter;
 
 use rustls::server::{Acceptor, ClientHello};
 
 /// The longest hello read, records and all. Two kilobytes are usual today, with a post-quantum key share; a record has
 /// 16 KiB, so this leaves room for one that fills two.
 pub(crate) const MAX_HELLO: usize = 32 * 1024;
+
+/// What a TLS client makes anew for each hello (RFC 8446 section 4.1.2).
+pub(crate) type Random = [u8; 32];
 
 /// Reads a ClientHello, without IO: bytes come in, the name of a server comes out.
 #[derive(Default)]
@@ -41,6 +45,22 @@ fn server_name(hello: &ClientHello<'_>) -> Result<String, HelloError> {
     hello.server_name().map(str::to_owned).ok_or(HelloError::NoName)
 }
 
+/// The random bytes of a hello that was read whole, in `records` that begin with it, however it is cut.
+pub(crate) fn random(mut records: &[u8]) -> Random {
+    /// The message's type and length, and the version: what comes before.
+    const BEFORE: usize = 1 + 3 + 2;
+    // The content of each record, behind its type, version and length (RFC 8446 section 5.1).
+    let contents = iter::from_fn(|| {
+        let ([.., high, low], rest) = records.split_first_chunk::<5>()?;
+        let (content, next) = rest.split_at_checked(u16::from_be_bytes([*high, *low]).into())?;
+        records = next;
+        Some(content)
+    });
+    let mut random = Random::default();
+    random.iter_mut().zip(contents.flatten().skip(BEFORE)).for_each(|(to, from)| *to = *from);
+    random
+}
+
 /// What is wrong with a hello.
 #[derive(Debug)]
 pub(crate) enum HelloError {
@@ -60,6 +80,27 @@ impl fmt::Display for HelloError {
             Self::NoName => f.write_str("the hello names no server"),
             Self::TooLong => f.write_str("the hello is too long"),
             Self::Wrong { error, .. } => write!(f, "not a hello: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_random_bytes_are_found_however_a_hello_is_cut_into_records() {
+        let random: Random = std::array::from_fn(|at| at as u8);
+        let message = [&[1, 0, 0, 40, 3, 3][..], &random, &[0; 6]].concat();
+        for size in 1..=message.len() {
+            let mut records = Vec::new();
+            for content in message.chunks(size) {
+                records.extend([22, 3, 1, 0, content.len() as u8]);
+                records.extend(content);
+            }
+            // What a user with 0-RTT has sent behind it, in part.
+            records.extend([23, 3, 3, 1, 0, 0]);
+            assert_eq!(super::random(&records), random, "{size}");
         }
     }
 }

@@ -33,12 +33,17 @@
 //! [`Alert::of`] turns an outcome into one. A hello may have 32 KiB and must come within a deadline, in as many pieces
 //! as it likes. A user who encrypts their hello (ECH) goes where the outer, public name says.
 //!
+//! A name may resolve, at the far end, to the gateway itself. The hello would come back and be dialled again, until there
+//! is no room for another connection. So one that has the random bytes and the target of a hello that is just being dialled
+//! or relayed is refused as a loop; every honest connection makes its own.
+//!
 //! The reading is rustls's. It wants hellos of TLS 1.2 or later: an older one, without the extension
 //! `signature_algorithms`, is answered `handshake_failure`.
 
 mod alert;
 mod front;
 mod hello;
+mod passing;
 
 pub use alert::Alert;
 pub use front::Sni;

@@ -230,6 +230,70 @@ async fn an_end_is_passed_on_and_the_other_way_goes_on() {
     assert_eq!(rest(user).await, b"still here");
 }
 
+#[tokio::test]
+async fn a_hello_that_its_dial_leads_back_is_dialled_once_and_refused() {
+    let (made, mut led_back) = mpsc::unbounded_channel();
+    let dialled = Arc::new(AtomicUsize::new(0));
+    let count = dialled.clone();
+    let dials = service_fn(move |_: Dial| {
+        // Not for ever, should nobody notice.
+        let dialled = count.fetch_add(1, Ordering::Relaxed);
+        let (near, far) = duplex(64 * 1024);
+        let back = if dialled < 8 { Ok(made.send(far)) } else { Err(io::Error::other(Outcome::Denied)) };
+        ready(back.map(|_| BufReader::new(near)))
+    });
+    let front = front(Shared::new(dials));
+    let (mut user, _task) = connect(&front);
+    user.write_all(&hello("www.example.com")).await.unwrap();
+    let leads_back = async {
+        while let Some(far) = led_back.recv().await {
+            accept(&front, far, &CancellationToken::new());
+        }
+    };
+    tokio::select! {
+        heard = rest(user) => assert_eq!(heard, alert(80)),
+        () = leads_back => unreachable!("the front dials as long as it stands"),
+    }
+    assert_eq!(dialled.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn only_the_same_hello_is_a_loop_and_only_while_it_is_passed_on() {
+    let (made, mut targets) = mpsc::unbounded_channel();
+    let dials = service_fn(move |_: Dial| {
+        let (near, far) = duplex(64 * 1024);
+        ready(made.send(far).map(|()| BufReader::new(near)))
+    });
+    let front = front(Shared::new(dials));
+    let hellos = [hello("www.example.com"), hello("www.example.com")];
+    let mut served = Vec::new();
+    for said in &hellos {
+        let (mut user, task) = connect(&front);
+        user.write_all(said).await.unwrap();
+        served.push((user, targets.recv().await.unwrap(), task));
+    }
+    let again = async || {
+        let (mut user, _task) = connect(&front);
+        user.write_all(&hellos[0]).await.unwrap();
+        user
+    };
+    tokio::select! {
+        heard = rest(again().await) => assert_eq!(heard, alert(80)),
+        _ = targets.recv() => panic!("dialled again"),
+    }
+    for ((user, target, _), said) in served.iter_mut().zip(&hellos) {
+        target.read_exact(&mut vec![0; said.len()]).await.unwrap();
+        target.write_all(b"server hello").await.unwrap();
+        user.read_exact(&mut [0; 12]).await.unwrap();
+    }
+
+    let (user, target, task) = served.swap_remove(0);
+    drop((user, target));
+    task.await.unwrap();
+    let _user = again().await;
+    targets.recv().await.unwrap().read_exact(&mut vec![0; hellos[0].len()]).await.unwrap();
+}
+
 // === The stage ===
 
 /// A front for `*.example.com`, a user who is connected to it, and the targets it dials.
@@ -293,10 +357,23 @@ fn serve_until(
     stop: &CancellationToken,
 ) -> (DuplexStream, JoinHandle<()>) {
     let (near, far) = duplex(room);
-    let front = Sni::new(stack, |target| target.host().to_string().ends_with(".example.com")).with_port(8443);
+    (near, accept(&front(stack), far, stop))
+}
+
+fn front<M: GatewayStack>(stack: M) -> Sni<M> {
+    Sni::new(stack, |target| target.host().to_string().ends_with(".example.com")).with_port(8443)
+}
+
+/// A user of `front`.
+fn connect(front: &Sni<impl GatewayStack>) -> (DuplexStream, JoinHandle<()>) {
+    let (near, far) = duplex(64 * 1024);
+    (near, accept(front, far, &CancellationToken::new()))
+}
+
+fn accept(front: &Sni<impl GatewayStack>, user: DuplexStream, stop: &CancellationToken) -> JoinHandle<()> {
+    let (front, stop) = (front.clone(), stop.clone());
     let source: SocketAddr = "192.0.2.1:4000".parse().expect("an address");
-    let stop = stop.clone();
-    (near, tokio::spawn(async move { front.serve_connection(far, source, &stop).await }))
+    tokio::spawn(async move { front.serve_connection(user, source, &stop).await })
 }
 
 /// What a TLS client says first to a server it knows by `name`.
