@@ -28,6 +28,9 @@ const READ: usize = 64 * 1024;
 /// longer has other things to do than to listen.
 const UNHEARD: usize = 1024 * 1024;
 
+/// How often a target that has ended is asked whether it still lives, while its user has not.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// How long a relay may stand still; `None` = for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct Patience {
@@ -95,6 +98,8 @@ pub(crate) struct Passed {
 ///
 /// - An end is passed on as an end, and the other way goes on; a failure is passed on as a reset, and ends both.
 /// - What a user had finished before is delivered all the same, whatever the target says meanwhile.
+/// - A target that has ended says nothing more to who reads, and a user who says nothing would keep one that is lost for as
+///   long as may be idle. It is asked every 10 s for its error, which ends the relay.
 /// - It holds no buffer: it borrows the thread's while it reads from the target, which it does only when the
 ///   tunnel has room, and to the target it writes straight from the chunks the tunnel received.
 /// - Dropped before it is ready, it resets both sides. So does the death of the process: no target takes a part for
@@ -206,9 +211,7 @@ impl Future for Relay {
                 if left_over && this.poll_cut(cx).is_ready() {
                     End::UserLost
                 } else {
-                    let deadline = this.patience.deadline(this.last_progress, half_closed);
-                    ready!(poll_deadline(&mut this.timer, deadline, cx));
-                    if half_closed { End::HalfClosed } else { End::Idle }
+                    ready!(this.poll_silence(half_closed, cx))
                 }
             }
         };
@@ -238,26 +241,28 @@ impl Relay {
         let cut = &self.patience.cut;
         self.book.cut.get_or_insert_with(|| Box::pin(cut.clone().cancelled_owned())).as_mut().poll(cx)
     }
-}
 
-/// Ready when `deadline` has passed. Progress moves the deadline on, but the timer is moved only when it fires, or
-/// when it is too late.
-fn poll_deadline(
-    timer: &mut Option<Pin<Box<Sleep>>>,
-    deadline: Option<Instant>,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
-    let Some(deadline) = deadline else { return Poll::Pending };
-    let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-    if timer.deadline() > deadline {
-        timer.as_mut().reset(deadline);
-    }
-    loop {
-        ready!(timer.as_mut().poll(cx));
-        if deadline <= Instant::now() {
-            return Poll::Ready(());
+    /// Ready when nothing has moved for too long, or a target that has ended is found lost. Progress moves the deadline on,
+    /// but the timer is moved only when it fires, or when it is too late.
+    fn poll_silence(&mut self, half_closed: bool, cx: &mut Context<'_>) -> Poll<End> {
+        let deadline = self.patience.deadline(self.last_progress, half_closed);
+        let target_ended = self.down.is_over();
+        loop {
+            let look = target_ended.then(|| Instant::now() + LOOK);
+            let Some(next) = deadline.into_iter().chain(look).min() else { return Poll::Pending };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
+            if timer.deadline() > next {
+                timer.as_mut().reset(next);
+            }
+            ready!(timer.as_mut().poll(cx));
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Poll::Ready(if half_closed { End::HalfClosed } else { End::Idle });
+            }
+            if target_ended && !matches!(self.target.take_error(), Ok(None)) {
+                return Poll::Ready(End::TargetLost);
+            }
+            timer.as_mut().reset(next);
         }
-        timer.as_mut().reset(deadline);
     }
 }
 

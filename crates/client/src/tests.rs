@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, mpsc};
@@ -192,6 +193,25 @@ async fn s12_a_half_closed_stream_waits_only_so_long() {
     stream.shutdown().await.unwrap();
     assert_eq!(socket.read(&mut [0; 1]).await.unwrap(), 0);
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_target_that_has_ended_and_resets_does_not_keep_a_silent_user() {
+    let (target, listener) = target().await;
+    let world = World::new(|config| (config.idle_timeout, config.half_closed_timeout) = (None, None)).await;
+    let (mut stream, _) = world.open(tcp(target)).await.unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap();
+    socket.shutdown().await.unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    // From here on nothing is waited for but the clock. There have been looks that found nothing.
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(timeout(Duration::ZERO, poll_fn(|cx| stream.poll_reset(cx))).await.is_err());
+    socket.set_zero_linger().unwrap();
+    drop(socket);
+    timeout(Duration::from_secs(20), poll_fn(|cx| stream.poll_reset(cx))).await.expect("somebody looks");
+    drop(stream);
+    world.is_left_clean().await;
 }
 
 // === Opens ===
@@ -893,7 +913,7 @@ async fn ask(flow: &mut Datagrams<Stream>, target: &UdpSocket, payload: &[u8]) -
 }
 
 async fn send(flow: &mut Datagrams<Stream>, payload: &[u8]) -> bool {
-    std::future::poll_fn(|cx| std::task::Poll::Ready(flow.send_now(cx, payload))).await.unwrap()
+    poll_fn(|cx| std::task::Poll::Ready(flow.send_now(cx, payload))).await.unwrap()
 }
 
 async fn answer(flow: &mut Datagrams<Stream>) -> Vec<u8> {

@@ -33,6 +33,12 @@ pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         Poll::Pending
     }
 
+    /// What the connection has failed with, for one that has ended its way here and so says nothing more by that: the system
+    /// wakes nobody who neither reads nor has something to write. Where it is not known how to tell, nothing.
+    fn failure(&self) -> Option<io::Error> {
+        None
+    }
+
     /// Waits until the connection is lost, for one that is not read meanwhile or has ended its way here. Where it is not known
     /// how to tell, for ever.
     fn lost(&self) -> impl Future<Output = ()> + Send {
@@ -54,6 +60,10 @@ impl Connection for TcpStream {
         // It is the kernel that closes a dead process's sockets; lingering for no time it resets them, unsent bytes
         // or not. Fails only on a socket that is gone already.
         let _ = SockRef::from(&*self).set_linger(abort.then_some(Duration::ZERO));
+    }
+
+    fn failure(&self) -> Option<io::Error> {
+        self.take_error().unwrap_or_else(Some)
     }
 
     /// On Linux alone: elsewhere the readiness of an error cannot be waited for.
@@ -139,6 +149,10 @@ impl Connection for UserStream {
             Carrier::Plain(tcp) => tcp.abort_when_lost(abort),
             Carrier::Tls(tls) => tls.get_mut().0.abort_when_lost(abort),
         }
+    }
+
+    fn failure(&self) -> Option<io::Error> {
+        self.tcp().failure()
     }
 
     async fn lost(&self) {

@@ -19,7 +19,8 @@ const APPETITE: usize = 16 * 1024;
 /// The most. Larger reads save system calls no longer and only cool the cache.
 const FILL: usize = 128 * 1024;
 
-/// How long a user may take nothing before it is asked whether the stream they keep waiting still lives.
+/// How long a user may take nothing, or one way be over and the other silent, before it is asked whether the side that would
+/// not tell still lives.
 const LOOK: Duration = Duration::from_secs(10);
 
 /// How long a relay may stand still. Time is that of tokio's clock, which is monotonic.
@@ -104,7 +105,8 @@ pub fn relay<U: Connection, S: ByteStream>(user: U, stream: S, config: RelayConf
 /// - One poll does a bounded amount of work each way.
 /// - A stream tells its reader that it is lost only behind all that it received. So a user who takes nothing, or says
 ///   nothing more to a target that has ended, would keep a lost one for as long as may be idle; every 10 s of that, a
-///   write of nothing asks it, and an error ends the relay.
+///   write of nothing asks it, and an error ends the relay. A user who has ended and then is lost would keep a silent
+///   target in the same way, and is asked as often ([`Connection::failure`]).
 /// - Dropped before it is ready, it resets both sides. So does the death of the process: nobody takes a part for
 ///   the whole.
 #[must_use = "futures do nothing unless polled"]
@@ -133,7 +135,7 @@ struct Stuck {
     unsent: Bytes,
     /// Why the way up broke, kept while the rest of the way down is delivered.
     broken: Option<io::Error>,
-    /// When a stream was last asked whether it still lives.
+    /// When a side was last asked whether it still lives.
     last_look: Option<Instant>,
 }
 
@@ -257,7 +259,7 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
             let idle = deadline(&this.config, this.last_progress, half_closed);
             let last_look = this.stuck.as_ref().and_then(|stuck| stuck.last_look);
             let last_news = last_look.map_or(this.last_progress, |last| last.max(this.last_progress));
-            let look = (blocked || this.down.is_over()).then(|| last_news + LOOK);
+            let look = (blocked || half_closed).then(|| last_news + LOOK);
             let Some(deadline) = idle.into_iter().chain(look).min() else {
                 return Poll::Pending;
             };
@@ -276,7 +278,14 @@ impl<U: Connection, S: ByteStream> Future for Relay<U, S> {
                 continue;
             }
             this.stuck.get_or_insert_default().last_look = Some(now);
-            if let Poll::Ready(Err(error)) = Pin::new(&mut this.stream).poll_write(cx, &[]) {
+            if this.up.is_over()
+                && let Some(error) = this.user.failure()
+            {
+                return Poll::Ready(End::UserLost(error));
+            }
+            if (blocked || this.down.is_over())
+                && let Poll::Ready(Err(error)) = Pin::new(&mut this.stream).poll_write(cx, &[])
+            {
                 if this.down.is_over() {
                     this.let_go();
                 }
@@ -456,7 +465,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::UserStream;
+    use crate::{Rewind, UserStream};
 
     const HOUR: Duration = Duration::from_secs(60 * 60);
     const MINUTE: Duration = Duration::from_secs(60);
@@ -657,6 +666,24 @@ mod tests {
         assert!(matches!(relay.await.unwrap(), End::TargetLost(_)));
         let passed = since.elapsed();
         assert!((LOOK..2 * LOOK).contains(&passed), "{passed:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_with_nothing_more_to_say_who_resets_does_not_keep_a_silent_target() {
+        let (mut user, near) = tcp_pair().await;
+        let (far, mut target) = duplex(64);
+        let near = Rewind::new(Bytes::new(), UserStream::from(near));
+        let config = RelayConfig { idle_timeout: None, half_closed_timeout: None };
+        let relay = tokio::spawn(relay(near, BufReader::new(far), config));
+        user.shutdown().await.unwrap();
+        assert_eq!(target.read(&mut [0; 1]).await.unwrap(), 0);
+        // A while later, so that there have been looks that found nothing.
+        tokio::time::sleep(MINUTE).await;
+        assert!(!relay.is_finished());
+        user.set_zero_linger().unwrap();
+        drop(user);
+        let end = timeout(2 * LOOK, relay).await.expect("somebody looks").unwrap();
+        assert!(matches!(end, End::UserLost(_)), "{end}");
     }
 
     #[tokio::test(start_paused = true)]

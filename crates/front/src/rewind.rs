@@ -52,6 +52,10 @@ impl<U: Connection> Connection for Rewind<U> {
         self.inner.abort_when_lost(abort);
     }
 
+    fn failure(&self) -> Option<io::Error> {
+        self.inner.failure()
+    }
+
     fn lost(&self) -> impl Future<Output = ()> + Send {
         self.inner.lost()
     }
