@@ -112,6 +112,15 @@ pub(crate) fn class_of(error: &io::Error) -> OpenErrClass {
     if is_out_of_descriptors(error) {
         return OpenErrClass::Overloaded;
     }
+    // These have no kind either.
+    match error.raw_os_error() {
+        // A kernel without IPv6, or without TCP over it.
+        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => return OpenErrClass::NetworkUnreachable,
+        // Which libc knows of Unix alone.
+        #[cfg(unix)]
+        Some(libc::EHOSTDOWN) => return OpenErrClass::HostUnreachable,
+        _ => {}
+    }
     match error.kind() {
         ErrorKind::ConnectionRefused => OpenErrClass::Refused,
         ErrorKind::TimedOut => OpenErrClass::TimedOut,
@@ -219,6 +228,17 @@ mod tests {
         let lookup = |code| class_of_lookup(&io::Error::from_raw_os_error(code));
         assert_eq!(lookup(libc::EMFILE), OpenErrClass::Overloaded);
         assert_eq!(lookup(libc::ENOENT), OpenErrClass::Unresolved);
+    }
+
+    #[test]
+    fn a_family_that_the_kernel_lacks_is_no_way_and_a_host_that_is_down_cannot_be_reached() {
+        let class = |code| class_of(&io::Error::from_raw_os_error(code));
+        for code in [libc::EAFNOSUPPORT, libc::EPROTONOSUPPORT, libc::ENETUNREACH, libc::ENETDOWN] {
+            assert_eq!(class(code), OpenErrClass::NetworkUnreachable, "{code}");
+        }
+        assert_eq!(class(libc::EHOSTUNREACH), OpenErrClass::HostUnreachable);
+        #[cfg(unix)]
+        assert_eq!(class(libc::EHOSTDOWN), OpenErrClass::HostUnreachable);
     }
 
     #[tokio::test]
