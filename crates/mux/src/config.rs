@@ -68,7 +68,9 @@ pub struct Config {
     /// finds dead peers sooner and costs wake-ups; below a second it is more than a peer allows
     /// ([`max_pings`](Self::max_pings)).
     pub ping_interval: Duration,
-    /// How long a ping may stay without an answer before the peer is dead (default: 10 s).
+    /// How long a ping may stay without an answer before the peer is dead (default: 10 s). It counts from the latest frame of
+    /// the peer, or [progress](crate::Mux::handle_progress) of a full line, if that is later; three times as long is the
+    /// most, whatever comes or moves. So a line must carry what its carrier holds, and a ping behind it, in that time.
     pub ping_timeout: Duration,
 }
 

@@ -12,7 +12,8 @@ pub(crate) const FIRST_PINGS: u32 = 8;
 /// Whether the peer is there, and how far away it is.
 ///
 /// Some pings at the start, then one each interval; the peer is dead when it has neither answered for the timeout nor
-/// sent anything at all within it, or when it has not answered for three times the timeout, whatever it sends.
+/// given a sign of life within it, or when it has not answered for three times the timeout, whatever else it does. Signs
+/// of life are frames, and that a full carrier moves: on a slow line a ping is behind all that the carrier holds.
 #[derive(Debug)]
 pub(crate) struct Liveness {
     interval: Duration,
@@ -20,7 +21,8 @@ pub(crate) struct Liveness {
     next_ping: Instant,
     asked: Option<Asked>,
     number: u64,
-    heard: Instant,
+    /// The latest sign of life.
+    alive: Instant,
     /// The number of the last ping of the peer. Older ones need no answer any more: a peer that pings and does not
     /// read costs one number.
     answer: Option<u64>,
@@ -47,16 +49,16 @@ impl Liveness {
             next_ping: now,
             asked: None,
             number: 0,
-            heard: now,
+            alive: now,
             answer: None,
             smoothed: None,
             least: None,
         }
     }
 
-    /// Something came from the peer.
-    pub(crate) fn heard(&mut self, now: Instant) {
-        self.heard = now;
+    /// Something came from the peer, or moves towards it.
+    pub(crate) fn alive(&mut self, now: Instant) {
+        self.alive = now;
     }
 
     pub(crate) fn handle_ping(&mut self, number: u64) {
@@ -125,6 +127,6 @@ impl Liveness {
 
     fn answer_deadline(&self) -> Option<Instant> {
         let since = self.asked.as_ref()?.since;
-        Some((since.max(self.heard) + self.timeout).min(since + 3 * self.timeout))
+        Some((since.max(self.alive) + self.timeout).min(since + 3 * self.timeout))
     }
 }

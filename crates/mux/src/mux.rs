@@ -30,8 +30,9 @@ use crate::{
 ///   [`send`](Self::send), [`send_datagram`](Self::send_datagram), [`consumed`](Self::consumed),
 ///   [`finish`](Self::finish), [`reset`](Self::reset), [`go_away`](Self::go_away). One that names a stream which is
 ///   gone does nothing: the peer may have ended it a moment ago.
-/// - **Input** is what happened: [`handle_frame`](Self::handle_frame), [`handle_timeout`](Self::handle_timeout). An
-///   error ends the tunnel; what is then left to send is a go-away that tells the peer why.
+/// - **Input** is what happened: [`handle_frame`](Self::handle_frame), [`handle_progress`](Self::handle_progress),
+///   [`handle_timeout`](Self::handle_timeout). An error ends the tunnel; what is then left to send is a go-away that
+///   tells the peer why.
 /// - **Output** is asked for after each of them, in this order, each until `None`:
 ///   [`poll_event`](Self::poll_event); [`poll_transmit`](Self::poll_transmit), as long as the carrier takes
 ///   something; then sleep until [`poll_timeout`](Self::poll_timeout) or the next input.
@@ -297,12 +298,20 @@ impl<S: Side> Mux<S> {
         if self.failed {
             return Ok(());
         }
-        self.liveness.heard(now);
+        self.liveness.alive(now);
         let result = S::handle(self, now, frame).and_then(|()| self.check_backlog());
         if let Err(error) = &result {
             self.fail(error);
         }
         result
+    }
+
+    /// Knows that a carrier which was full has moved: the peer, or something on the way to it, takes what was sent. Our ping
+    /// may be behind that, so the time for its answer counts from here as it does from a frame.
+    ///
+    /// Only what had to wait says so. What a carrier with room takes may go no further than this machine.
+    pub fn handle_progress(&mut self, now: Instant) {
+        self.liveness.alive(now);
     }
 
     /// Acts on the time that has come; call it at [`poll_timeout`](Self::poll_timeout), or whenever.

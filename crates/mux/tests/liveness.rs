@@ -68,6 +68,30 @@ fn frames_put_death_off_but_not_for_ever() {
 }
 
 #[test]
+fn line_that_moves_puts_death_off_by_the_timeout() {
+    let mut client = asked();
+    client.wait(Duration::from_secs(9));
+    client.mux.handle_progress(client.now);
+    assert_eq!(client.mux.poll_timeout(), Some(client.now + TIMEOUT));
+    client.wait(TIMEOUT - Duration::from_millis(1));
+    assert_eq!(client.mux.handle_timeout(client.now), Ok(()));
+    client.wait(Duration::from_millis(1));
+    assert_eq!(client.mux.handle_timeout(client.now), Err(PeerError::PingTimeout(TIMEOUT)));
+}
+
+#[test]
+fn peer_that_only_swallows_is_dead_after_three_timeouts() {
+    let mut client = asked();
+    let asked = client.now;
+    while client.now < asked + 3 * TIMEOUT {
+        assert_eq!(client.mux.handle_timeout(client.now), Ok(()), "after {:?}", client.now - asked);
+        client.mux.handle_progress(client.now);
+        client.wait(Duration::from_millis(1));
+    }
+    assert_eq!(client.mux.handle_timeout(client.now), Err(PeerError::PingTimeout(TIMEOUT)));
+}
+
+#[test]
 fn i10_pause_of_this_process_is_not_the_death_of_the_peer() {
     let mut client = asked();
     client.wait(Duration::from_secs(3_600));

@@ -426,6 +426,9 @@ impl<E: End, C: Carrier> Engine<E, C> {
     }
 
     fn tick(&mut self, now: Instant) -> Result<(), PeerError> {
+        if self.link.has_moved() {
+            self.link.mux.handle_progress(now);
+        }
         if self.link.mux.poll_timeout().is_some_and(|deadline| deadline <= now) {
             self.link.mux.handle_timeout(now)?;
             self.link.shrink();

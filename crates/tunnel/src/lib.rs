@@ -68,6 +68,7 @@ mod sync;
 
 mod driver;
 mod link;
+mod progress;
 mod shared;
 
 mod carrier;

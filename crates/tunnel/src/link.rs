@@ -11,6 +11,7 @@ use anyproxy_mux::{Event, Mux, PeerError, Side};
 use bytes::{Bytes, BytesMut};
 use tokio::time::{sleep_until, timeout};
 
+use crate::progress::Progress;
 use crate::{Carrier, CarrierError, Config, TunnelError};
 
 /// A message takes frames as long as one more of any size fits.
@@ -30,6 +31,7 @@ pub(crate) struct Link<S: Side, C> {
     message: Message,
     /// Something was given to the carrier since it was flushed.
     flushing: bool,
+    progress: Progress,
 }
 
 /// Whether there is more to send.
@@ -42,7 +44,7 @@ pub(crate) enum Left {
 impl<S: Side, C: Carrier> Link<S, C> {
     pub(crate) fn new(carrier: C, config: &Config) -> Self {
         let mux = Mux::new(config.mux.clone(), now()).with_memory(&config.memory);
-        Self { carrier, mux, message: Message::default(), flushing: false }
+        Self { carrier, mux, message: Message::default(), flushing: false, progress: Progress::new() }
     }
 
     /// Takes one message in.
@@ -87,7 +89,7 @@ impl<S: Side, C: Carrier> Link<S, C> {
         let mut left = Left::Nothing;
         ready!(self.poll_flush(cx))?;
         while left == Left::Nothing {
-            ready!(self.carrier.poll_ready(cx))?;
+            ready!(self.carrier.poll_ready(&mut self.progress.watch(cx)))?;
             while self.message.length <= FULL
                 && let Some(frame) = self.mux.poll_transmit(now)
             {
@@ -110,7 +112,7 @@ impl<S: Side, C: Carrier> Link<S, C> {
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.flushing {
-            ready!(self.carrier.poll_flush(cx))?;
+            ready!(self.carrier.poll_flush(&mut self.progress.watch(cx)))?;
             self.flushing = false;
         }
         Poll::Ready(Ok(()))
@@ -119,6 +121,11 @@ impl<S: Side, C: Carrier> Link<S, C> {
     /// Whether the carrier still holds something of what it was given.
     pub(crate) const fn is_flushing(&self) -> bool {
         self.flushing
+    }
+
+    /// Whether a carrier that was full has moved since this was last asked.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.progress.take()
     }
 
     /// Gives the memory back that only a busy tunnel needs.

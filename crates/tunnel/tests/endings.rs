@@ -18,7 +18,7 @@ use anyproxy_tunnel::{
 use bytes::{Bytes, BytesMut};
 use support::{Pair, idle_pair, next_open, pattern, spawn_echo, tcp, udp, until};
 use tokio::io::{
-    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex,
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufWriter, DuplexStream, ReadBuf, duplex,
 };
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -311,6 +311,43 @@ async fn f3_a_path_that_drops_everything_is_found_within_interval_and_timeout() 
     assert!(start.elapsed() <= Duration::from_secs(35), "{:?}", start.elapsed());
     assert_eq!(pair.gateway_driver.await.unwrap().as_str(), "dead");
     assert_eq!(pair.client_driver.await.unwrap().as_str(), "dead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn f3_a_full_path_that_drops_everything_is_found_within_interval_and_timeout() {
+    let (near, far) = duplex(1000);
+    let (mute, near) = Mute::new(near);
+    let mut pair = Pair::over(near, far, Config::default()).await;
+    let (mut near_end, mut far_end) = pair.stream(tcp()).await;
+    near_end.write_all(&[0; 200_000]).await.unwrap();
+    far_end.read_exact(&mut [0; 50_000]).await.unwrap();
+    mute.send(()).unwrap();
+    let start = Instant::now();
+    assert_eq!(pair.gateway_driver.await.unwrap().as_str(), "dead");
+    assert!(start.elapsed() <= Duration::from_secs(35), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn f3_a_slow_line_on_which_a_ping_waits_for_longer_than_the_timeout_is_not_dead() {
+    // 144 kbit/s, and as with TLS one message waits where the driver does not see it leave.
+    let (near, far, _line) = slow_line(18_000);
+    let near = BufWriter::with_capacity(128 * 1024, near);
+    let mut pair = Pair::over(near, far, Config::default()).await;
+    let (mut near_ends, mut far_ends) = (Vec::new(), Vec::new());
+    for _ in 0..16 {
+        let (near_end, far_end) = pair.stream(tcp()).await;
+        near_ends.push(near_end);
+        far_ends.push(far_end);
+    }
+    for near_end in &mut near_ends {
+        near_end.write_all(&[0; 128 * 1024]).await.unwrap();
+    }
+    // Nobody reads, so no credit comes back: for 116 seconds only answers to pings do.
+    tokio::time::sleep(Duration::from_secs(110)).await;
+    for mut far_end in far_ends {
+        far_end.read_exact(&mut [0; 128 * 1024]).await.unwrap();
+    }
+    assert!(!pair.gateway_driver.is_finished() && !pair.client_driver.is_finished());
 }
 
 #[tokio::test(start_paused = true)]
