@@ -304,7 +304,7 @@ impl<E: End, C: Carrier> Engine<E, C> {
     fn new(link: Link<E, C>, desk: Arc<Desk<E::Command>>, local: E::Local, config: &Config) -> Self {
         let shared = desk.shared.clone();
         let core = Core {
-            low_water: shared.send_buffer() / 2,
+            low_water: shared.low_water(),
             shared,
             desk,
             local,

@@ -84,6 +84,12 @@ impl Shared {
         size.min(LEAST_SEND_BUFFER.max(left as u32))
     }
 
+    /// A writer that waits is woken when no more than this has not left: half of the buffer as it is while it has not shrunk.
+    /// Where it has, a writer that is woken too early only waits again.
+    pub(crate) const fn low_water(&self) -> u32 {
+        self.send_buffer / 2
+    }
+
     /// So many datagrams found no room, here and among all that count with this tunnel.
     pub(crate) fn dropped(&self, datagrams: u64) {
         self.gauges.dropped_datagrams.fetch_add(datagrams, Ordering::Relaxed);

@@ -344,6 +344,27 @@ async fn what_is_held_is_told_and_given_up_with_its_stream() {
     until(|| pair.client.held() == 0).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_writer_of_a_tunnel_made_while_memory_was_short_goes_on_when_half_has_left() {
+    let mut config = Config::default();
+    config.send_buffer = 1 << 20;
+    config.mux.max_window = config.mux.window;
+    config.memory = Memory::new(1 << 30);
+    let mut others = config.memory.share();
+    others.set(1 << 30);
+    let mut pair = Pair::new(1000, config).await;
+    others.set(0);
+    let (mut near, mut far) = pair.stream(tcp()).await;
+    let writer = tokio::spawn(async move { near.write_all(&vec![0; (1 << 20) + 1]).await.map(|()| near) });
+    // And a window of 256 KiB leaves: more than half of it in all, and far from all of it.
+    far.read_exact(&mut vec![0; 1 << 19]).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(1), writer)
+        .await
+        .expect("the last byte is taken")
+        .unwrap()
+        .unwrap();
+}
+
 #[tokio::test]
 async fn where_memory_runs_short_a_stopped_reader_is_sent_less() {
     let mut config = Config::default();
