@@ -77,7 +77,6 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
 fn check(path: &Path) -> Result<ExitCode, Failure> {
     logging::warnings();
     let source = Source::load(Some(path))?;
-    admin::check(source.file.admin.as_ref())?;
     settings::Front::all(&source)?;
     if let Some(gateway) = &source.file.gateway {
         settings::Gateway::new(&source, gateway)?;

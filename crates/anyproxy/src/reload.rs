@@ -322,3 +322,18 @@ impl Fixed {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::fixture::{CLIENT, GATEWAY, source};
+
+    #[test]
+    fn an_admin_section_that_no_start_would_take_is_not_taken_over() {
+        let (source, _dir) = source(&format!("admin: {{ user_labels: 3 }}\n{GATEWAY}{CLIENT}"));
+        let (gateway, client) = (Gateway::settings(&source).err(), Client::settings(&source).err());
+        for failure in [gateway, client] {
+            assert_eq!(failure.unwrap().to_string(), "admin: needs a listen_addr");
+        }
+    }
+}

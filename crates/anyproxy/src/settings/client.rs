@@ -12,7 +12,7 @@ use super::{
     rules, tunnel, unless_zero,
 };
 use crate::failure::Failure;
-use crate::{secrets, tls};
+use crate::{admin, secrets, tls};
 
 /// A client, ready to be run.
 pub(crate) struct Client {
@@ -23,6 +23,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(source: &Source, section: &config::Client) -> Result<Self, Failure> {
+        admin::check(source.file.admin.as_ref())?;
         let gateways = source.required("client.gateway_addr", section.gateway_addr.as_ref())?.0.clone();
         let client_id = source.required("client.client_id", section.client_id.as_ref())?;
         let mut config = Config::new(

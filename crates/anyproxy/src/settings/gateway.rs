@@ -24,7 +24,7 @@ use super::{
 };
 use crate::failure::Failure;
 use crate::stack::Rights;
-use crate::tls;
+use crate::{admin, tls};
 
 /// A gateway, ready to be bound.
 pub(crate) struct Gateway {
@@ -67,6 +67,7 @@ pub(crate) struct Limits {
 
 impl Gateway {
     pub(crate) fn new(source: &Source, section: &config::Gateway) -> Result<Self, Failure> {
+        admin::check(source.file.admin.as_ref())?;
         let cert = source.required("gateway.tls_cert", section.tls_cert.as_ref())?;
         let key = source.required("gateway.tls_key", section.tls_key.as_ref())?;
         let (clients, client_accounts) = Self::clients(source, section)?;

@@ -148,3 +148,44 @@ fn tunnel(
     config.memory = Memory::new(limit);
     Ok(config)
 }
+
+/// Files for tests.
+#[cfg(test)]
+pub(crate) mod fixture {
+    use std::time::Duration;
+
+    use anyproxy_config::File;
+    use tempfile::TempDir;
+
+    use super::Source;
+    use crate::cert;
+
+    /// A gateway's section that is complete.
+    pub(crate) const GATEWAY: &str = "gateway:
+  listen_addr: 127.0.0.1:0
+  tls_cert: '{dir}/server.crt'
+  tls_key: '{dir}/server.key'
+  auth_username: gateway_user
+  auth_password: gateway_password
+";
+
+    /// A client's.
+    pub(crate) const CLIENT: &str = "client:
+  gateway_addr: localhost:1
+  gateway_tls_cert: '{dir}/server.crt'
+  client_id: office
+  auth_username: gateway_user
+  auth_password: gateway_password
+";
+
+    /// The file `f.yaml` of this text, in which `{dir}` stands for a folder with a certificate and its key. It is gone
+    /// with what is returned beside.
+    pub(crate) fn source(text: &str) -> (Source, TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let pair = cert::self_signed(&["localhost".to_owned()], Duration::from_secs(3_600)).unwrap();
+        cert::write(dir.path(), &pair).unwrap();
+        let text = text.replace("{dir}", dir.path().to_str().unwrap());
+        let file = File::parse("f.yaml", &text).unwrap();
+        (Source { file, name: "f.yaml".into(), path: None }, dir)
+    }
+}
