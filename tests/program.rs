@@ -104,6 +104,8 @@ async fn check_says_where_a_mistake_is_and_what_was_meant() -> Result {
         ("log: { level: info }\nlog: { level: info }\n", ":2:1: "),
         ("proxy: {\n", ":"),
         ("proxy:\n  http: { listen_addr: ':8080' }\ngateway: {}\n", "file.yaml"),
+        ("", ": neither \"gateway\" nor \"client\""),
+        ("proxy:\n  http: { listen_addr: '127.0.0.1:0' }\n", ": neither \"gateway\" nor \"client\""),
     ] {
         let dir = folder(text).await?;
         let output = on_file(dir.path(), "check", &[]).await?;

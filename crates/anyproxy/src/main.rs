@@ -84,6 +84,11 @@ fn check(path: &Path) -> Result<ExitCode, Failure> {
     if let Some(client) = &source.file.client {
         settings::Client::new(&source, client)?;
     }
+    if source.file.gateway.is_none() && source.file.client.is_none() {
+        return Err(
+            source.wrong("neither \"gateway\" nor \"client\" is in it: no command would start with it")
+        );
+    }
     say(|out| writeln!(out, "{}: ok", path.display()))
 }
 
