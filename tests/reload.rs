@@ -13,6 +13,7 @@ use anyproxy_tests::{
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::net::unix::pipe;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -416,5 +417,39 @@ async fn a_storm_of_reloads_fails_no_request_and_leaves_nothing_behind() -> Resu
     living.read_exact(&mut [0; 10]).await?;
     // But for what the requests of that moment had open.
     until("nothing left behind", async || Ok(stage.gateway.descriptors()? <= descriptors)).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r1_a_hangup_during_the_start_waits_for_its_end_and_a_pipe_is_not_read_again() -> Result {
+    let mut stage = Stage::start()?;
+    stage.gateway.kill()?;
+    stage.client.kill()?;
+    let (text, mut ends) = (std::fs::read_to_string(stage.file())?, Vec::new());
+    for (command, starts) in [("gateway", "listening"), ("client", "a tunnel to the gateway stands")] {
+        let path = stage.dir().join(command);
+        let mut mkfifo = tool("mkfifo");
+        mkfifo.arg(&path);
+        run(mkfifo).await?.ok()?;
+        let end = Program::start(&[command, "--config", &path.display().to_string()])?;
+        let mut pipe = None;
+        until("it reads the pipe", async || {
+            pipe = pipe::OpenOptions::new().open_sender(&path).ok();
+            Ok(pipe.is_some())
+        })
+        .await?;
+        end.signal(Signal::SIGHUP)?;
+        pipe.take().ok_or("a pipe")?.write_all(text.as_bytes()).await?;
+        end.line(starts, |line| line["message"] == starts)?;
+        let refused = "SIGHUP: the file is not taken over, all stays as it was";
+        let line = end.line(refused, |line| line["message"] == refused)?;
+        assert!(line["error"].as_str().is_some_and(|error| error.contains("no regular file")), "{line}");
+
+        // Nor does a pipe keep it from reading what comes later.
+        std::fs::copy(stage.file(), stage.dir().join("next"))?;
+        std::fs::rename(stage.dir().join("next"), &path)?;
+        reload(&end, "the file is in force", 1)?;
+        ends.push(end);
+    }
     Ok(())
 }

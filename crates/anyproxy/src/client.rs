@@ -1,5 +1,6 @@
 //! `anyproxy client`.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,18 +13,21 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Probe};
 use crate::failure::Failure;
 use crate::reload::{Fixed, Reloads};
+use crate::runtime::Runtime;
 use crate::settings::{self, Source};
-use crate::{logging, process, reload, runtime};
+use crate::{logging, process, reload};
 
 /// Runs the client until a signal ends it.
-pub(crate) fn run(source: Source) -> Result<ExitCode, Failure> {
+pub(crate) fn run(file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let runtime = Runtime::start()?;
+    let source = Source::load(file)?;
     let section = source.required("client", source.file.client.as_ref())?;
     let logging = logging::start(source.file.log.as_ref());
     let settings = settings::Client::new(&source, section)?;
     let fixed = Fixed::of_client(&settings, section, &source.file);
     process::raise_open_files();
     let dropped_lines = logging.dropped_lines();
-    runtime::run(|stop, hangups, workers| async move {
+    runtime.run(|stop, hangups, workers| async move {
         let admin = admin::Bound::new(source.file.admin.as_ref(), dropped_lines)?;
         let reloads = (Reloads::new(source.into(), hangups), fixed);
         serve(settings, Some(reloads), admin, &workers, stop).await

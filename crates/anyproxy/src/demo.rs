@@ -23,8 +23,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
+use crate::runtime::Runtime;
 use crate::settings::{self, Protocol, Source};
-use crate::{cert, client, gateway, logging, process, runtime};
+use crate::{cert, client, gateway, logging, process};
 
 /// A throw-away certificate need not outlive the week.
 const LIFETIME: Duration = Duration::from_secs(7 * 86_400);
@@ -36,7 +37,7 @@ pub(crate) fn run() -> Result<ExitCode, Failure> {
         ..Default::default()
     }));
     process::raise_open_files();
-    runtime::run(|stop, hangups, workers| async move {
+    Runtime::start()?.run(|stop, hangups, workers| async move {
         // It has no file to read again; a terminal that hangs up is gone, and so is who looked at it.
         let hung_up = async {
             hangups.next().await;

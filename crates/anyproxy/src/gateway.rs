@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Probe};
 use crate::failure::Failure;
 use crate::reload::{Fixed, Reloads};
+use crate::runtime::Runtime;
 use crate::settings::{self, Protocol, Source};
-use crate::{front, listen, logging, process, reload, runtime, stack};
+use crate::{front, listen, logging, process, reload, stack};
 
 /// What a dial may take beyond the one client that takes longest.
 const DIAL_GRACE: Duration = Duration::from_secs(5);
@@ -38,12 +40,14 @@ const DIAL_GRACE: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Runs the gateway until a signal ends it.
-pub(crate) fn run(source: Source) -> Result<ExitCode, Failure> {
+pub(crate) fn run(file: Option<&Path>) -> Result<ExitCode, Failure> {
+    let runtime = Runtime::start()?;
+    let source = Source::load(file)?;
     let section = source.required("gateway", source.file.gateway.as_ref())?;
     let logging = logging::start(source.file.log.as_ref());
     let settings = settings::Gateway::new(&source, section)?;
     let dropped_lines = logging.dropped_lines();
-    runtime::run(|stop, hangups, workers| async move {
+    runtime.run(|stop, hangups, workers| async move {
         let admin = admin::Bound::new(source.file.admin.as_ref(), dropped_lines)?;
         let fixed = Fixed::of_gateway(&settings, &source.file);
         let reloads = (Reloads::new(source.into(), hangups), fixed);

@@ -51,8 +51,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Demo => demo::run(),
-        Command::Gateway(config) => gateway::run(Source::load(config.config.as_deref())?),
-        Command::Client(config) => client::run(Source::load(config.config.as_deref())?),
+        Command::Gateway(config) => gateway::run(config.config.as_deref()),
+        Command::Client(config) => client::run(config.config.as_deref()),
         Command::Check(config) => check(&config.config),
         Command::Explain { config, user, front, target } => {
             explain::run(&config.config, user.as_deref(), front.as_deref(), &target)

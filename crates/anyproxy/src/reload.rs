@@ -67,7 +67,7 @@ impl Reloads {
     /// Reads on a thread that may block: a hundred thousand rules take a while.
     async fn read<R: Running>(&self) -> Result<R::Settings, Failure> {
         let source = self.source.clone();
-        let read = spawn_blocking(move || R::settings(&Source::load(source.path.as_deref())?));
+        let read = spawn_blocking(move || R::settings(&source.reload()?));
         read.await.map_err(|error| Failure::of("reading the file", error))?
     }
 }

@@ -18,20 +18,30 @@ impl Hangups {
     }
 }
 
+/// SIGHUP alone, from now on: one that comes before somebody asks for it is kept.
+pub(crate) struct Hangup(Signal);
+
+impl Hangup {
+    /// Takes it from the system's hands. Within a runtime.
+    pub(crate) fn listen() -> io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+}
+
 /// The signals this process listens to from now on.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
+    hangup: Hangup,
 }
 
 impl Signals {
-    /// Takes the signals from the system's hands.
-    pub(crate) fn listen() -> io::Result<Self> {
+    /// Takes the others from the system's hands, too. Until then they end the process: nothing is there to be drained.
+    pub(crate) fn listen(hangup: Hangup) -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
+            hangup,
         })
     }
 
@@ -65,7 +75,7 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => hangups.0.notify_one(),
+                _ = self.hangup.0.recv() => hangups.0.notify_one(),
             }
         }
     }

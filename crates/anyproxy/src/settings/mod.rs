@@ -60,6 +60,16 @@ impl Source {
         Ok(Self { file, name: name.into(), path: path.map(Path::to_owned) })
     }
 
+    /// Reads the same file again. A start may be given a pipe; who waits for one to be written to once more waits for ever.
+    pub(crate) fn reload(&self) -> Result<Self, Failure> {
+        if let Some(path) = &self.path
+            && std::fs::metadata(path).is_ok_and(|file| !file.is_file())
+        {
+            return Err(self.wrong("this is no regular file, which alone can be read again"));
+        }
+        Self::load(self.path.as_deref())
+    }
+
     /// A mistake at a place of the file.
     pub(crate) fn mistake(&self, place: impl Into<Place>, what: impl Into<String>) -> Failure {
         ConfigError::at(&*self.name, place, what).into()
