@@ -330,8 +330,14 @@ async fn explain_says_which_rule_decides() -> Result {
     }
     let carol = explain("carol", "tcp://wiki.internal:443").await?;
     assert!(carol.contains("for carol by socks5: denied\n"), "the front that knows her: {carol}");
-    for bad in [&["--user", "dave", "tcp://a:1"][..], &["tcp://a:1"], &["--user", "bob", "a:1"]] {
-        assert_eq!(on_file(dir.path(), "explain", bad).await?.code, 1, "{bad:?}");
+    for (bad, code) in [
+        (&["--user", "dave", "tcp://a:1"][..], 1),
+        (&["tcp://a:1"], 1),
+        (&["--user", "bob", "--front", "sni", "tcp://a:1"], 1),
+        (&["--user", "bob", "--front", "htp", "tcp://a:1"], 2),
+        (&["--user", "bob", "a:1"], 2),
+    ] {
+        assert_eq!(on_file(dir.path(), "explain", bad).await?.code, code, "{bad:?}");
     }
     Ok(())
 }

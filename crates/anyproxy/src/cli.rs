@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::cert;
+use crate::explain::Asked;
 
 /// Expose services inside private networks to users outside, without opening a port.
 #[derive(Debug, Parser)]
@@ -33,11 +34,12 @@ pub(crate) enum Command {
         /// The user who dials.
         #[arg(long)]
         user: Option<String>,
-        /// The front they come through: http, socks5, sni. Default: the first of these that knows the user.
-        #[arg(long)]
+        /// What they speak to the gateway. Default: the first of these that knows the user and carries the dial.
+        #[arg(long, value_parser = ["http", "socks5", "sni"])]
         front: Option<String>,
         /// What they dial, as in tcp://host:port.
-        target: String,
+        #[arg(value_parser = Asked::parse)]
+        target: Asked,
     },
     /// Make a self-signed certificate: server.crt and server.key.
     Cert {

@@ -76,8 +76,8 @@ fn socks5(front: &Front, relay: RelayConfig, associations: usize, stack: Gateway
 }
 
 fn sni(front: &Front, relay: RelayConfig, stack: Gateway) -> Sni<Gateway> {
-    let hosts = front.passthrough.hosts.clone();
-    Sni::new(stack, move |target| hosts.iter().any(|pattern| pattern.matches(target)))
+    let passthrough = front.passthrough.clone();
+    Sni::new(stack, move |target| passthrough.serves(target))
         .with_port(front.passthrough.port)
         .with_handshake_timeout(front.handshake_timeout)
         .with_relay(relay)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyproxy_acl::Pattern;
 use anyproxy_auth::Accounts;
 use anyproxy_config::{self as config, ListenAddr, Spanned};
+use anyproxy_core::{Host, Target};
 use rustls::ServerConfig;
 
 use super::{HANDSHAKE_TIMEOUT, Source, accounts, positive};
@@ -56,20 +57,19 @@ impl Protocol {
         }
     }
 
-    /// What its users speak, or may, as rules call it.
-    pub(crate) const fn spoken(self) -> &'static str {
+    /// What its users speak, as rules call it.
+    pub(crate) const fn spoken(self) -> &'static [&'static str] {
         match self {
-            Self::Mixed => Self::Http.as_str(),
-            other => other.as_str(),
+            Self::Http => const { &[Self::Http.as_str()] },
+            Self::Socks5 => const { &[Self::Socks5.as_str()] },
+            Self::Mixed => const { &[Self::Http.as_str(), Self::Socks5.as_str()] },
+            Self::Sni => const { &[Self::Sni.as_str()] },
         }
     }
 
     /// Whether users of this front, as rules call it, come in here.
     pub(crate) fn serves(self, front: &str) -> bool {
-        match self {
-            Self::Mixed => matches!(front, "http" | "socks5"),
-            _ => self.as_str() == front,
-        }
+        self.spoken().contains(&front)
     }
 }
 
@@ -82,10 +82,19 @@ pub(crate) struct Udp {
 }
 
 /// Which server names are passed through, and to which port. Without names, none is.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Passthrough {
     pub(crate) hosts: Vec<Pattern>,
     pub(crate) port: u16,
+}
+
+impl Passthrough {
+    /// Whether there is a way to `target`. An address is no server name.
+    pub(crate) fn serves(&self, target: &Target) -> bool {
+        matches!(target.host(), Host::Name(_))
+            && target.port() == self.port
+            && self.hosts.iter().any(|pattern| pattern.matches(target))
+    }
 }
 
 impl Front {
