@@ -68,7 +68,10 @@ async fn the_files_of_the_readme_are_accepted_as_they_stand() -> Result {
     for text in files {
         let dir = folder(text).await?;
         // What the last one names beside.
-        std::fs::copy(dir.path().join("certs/server.crt"), dir.path().join("certs/clients.crt"))?;
+        for (from, to) in [("crt", "clients.crt"), ("crt", "client.crt"), ("key", "client.key")] {
+            let certs = dir.path().join("certs");
+            std::fs::copy(certs.join(format!("server.{from}")), certs.join(to))?;
+        }
         std::fs::write(dir.path().join("east.password"), "secret\n")?;
         std::fs::write(dir.path().join("users.htpasswd"), format!("carol:{HASH}\n"))?;
         let output = on_file(dir.path(), "check", &[]).await?;

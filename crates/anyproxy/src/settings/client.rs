@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyproxy_acl::Policy;
+use anyproxy_acl::{Policy, Question, Verdict};
 use anyproxy_client::{ClientTls, Config, OpenPort, Replicas, Transport};
 use anyproxy_config as config;
-use anyproxy_core::{Credentials, Host, Target};
+use anyproxy_core::{Association, Credentials, Front, Host, Identity, Network, Target};
 
 use super::{
     CONNECT_TIMEOUT, DRAIN_TIMEOUT, HALF_CLOSED_TIMEOUT, IDLE_TIMEOUT, Source, busy_poll, duration, positive,
@@ -40,7 +40,7 @@ impl Client {
             config.replicas = Replicas { min: min.into(), max: max.unwrap_or(min).into() };
         }
         config.rules = Self::policy(source, section)?;
-        config.open_ports = Self::open_ports(source, section)?;
+        config.open_ports = Self::open_ports(source, section, &config.rules)?;
         let wrong = |what| source.wrong(format!("client: {what}"));
         config.connect_timeout =
             positive("connect_timeout", section.connect_timeout, CONNECT_TIMEOUT, wrong)?;
@@ -86,7 +86,12 @@ impl Client {
         Ok(Policy::new(lists.into_rules("client").chain(limit)).guarded())
     }
 
-    fn open_ports(source: &Source, section: &config::Client) -> Result<Vec<OpenPort>, Failure> {
+    /// The ports to ask for. One whose every connection the client's own rules would refuse is a mistake.
+    fn open_ports(
+        source: &Source,
+        section: &config::Client,
+        rules: &Policy,
+    ) -> Result<Vec<OpenPort>, Failure> {
         let port = |spanned: &config::Spanned<config::OpenPort>| {
             let port = &spanned.value;
             let (Some(remote_port), Some(local_port)) = (port.remote_port, port.local_port) else {
@@ -95,12 +100,49 @@ impl Client {
             let host = Host::parse(port.local_host.as_deref().unwrap_or("127.0.0.1"));
             let target = host.and_then(|host| Target::new(host, local_port));
             let target = target.map_err(|error| source.mistake(spanned.defined, error.to_string()))?;
-            let transport = match port.protocol {
-                None | Some(config::Protocol::Tcp) => Transport::Tcp,
-                Some(config::Protocol::Udp) => Transport::Udp,
+            let (transport, network) = match port.protocol {
+                None | Some(config::Protocol::Tcp) => (Transport::Tcp, Network::Tcp),
+                Some(config::Protocol::Udp) => (Transport::Udp, Network::Udp(Association::new())),
             };
+            let identity = &Identity::ANONYMOUS;
+            let question = Question { target: &target, network, identity, front: Front::PORT.as_str() };
+            if let Verdict::Deny(cause) = rules.check(&question) {
+                let what = format!("open_ports: {network}://{target} is denied by {}", rules.reason(cause));
+                return Err(source.mistake(spanned.defined, what));
+            }
             Ok(OpenPort::new(remote_port, target, transport))
         };
         section.open_ports.iter().flatten().map(port).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::fixture::{CLIENT, source};
+
+    /// What is wrong with a client that has these keys besides.
+    fn mistake(keys: &str) -> Option<String> {
+        let (source, _dir) = source(&format!("{CLIENT}{keys}"));
+        Client::new(&source, source.file.client.as_ref().unwrap()).err().map(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn a_port_whose_target_the_client_would_never_dial_is_a_mistake() {
+        let to = |host: &str, rules: &str| {
+            format!(
+                "  open_ports: [ {{ remote_port: 2222, local_host: {host}, local_port: 22 }} ]\n{rules}\n"
+            )
+        };
+        let limit = "  limit: [ { name: ssh, addr: '127.0.0.1:22' } ]";
+        assert_eq!(
+            mistake(&to("127.0.0.1", &limit.replace(":22", ":3000"))).unwrap(),
+            "f.yaml:7:17: open_ports: tcp://127.0.0.1:22 is denied by the default of client.limit"
+        );
+        let denied = mistake(&to("'::1'", "  forbidden_hosts: ['::/64']")).unwrap();
+        assert!(denied.contains("rule 1 of client.forbidden_hosts (f.yaml:8:21)"), "{denied}");
+        assert!(mistake(&to("127.0.0.1", "  protocols: [udp]")).is_some());
+        assert_eq!(mistake(&to("127.0.0.1", limit)), None);
+        assert_eq!(mistake(&to("localhost", limit)), None, "its addresses decide");
     }
 }
