@@ -628,10 +628,12 @@ async fn both_ends_write_one_line_about_a_stream_under_the_same_name() -> Result
         }
     }
     // It begins with the tunnel's.
+    let software = |line: &Value| line["software"] == concat!("anyproxy/", env!("CARGO_PKG_VERSION"));
     let session = |line: &Value| line["session"].as_str().map(str::to_owned);
     let told = stage.client.line("a tunnel", |line| line["message"] == "a tunnel to the gateway stands")?;
     let heard = stage.gateway.line("a client", |line| line["message"] == "client connected")?;
     assert!(session(&told).is_some() && session(&told) == session(&heard), "{told} {heard}");
+    assert!(software(&told) && software(&heard), "{told} {heard}");
     assert_eq!(heard["client"], "client-1", "by which it is found in the streams' lines: {heard}");
     // A refusal has one as well, at both ends where both had a say.
     let refusing = RefusingTarget::start()?;

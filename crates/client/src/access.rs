@@ -127,25 +127,16 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Foreign text as part of a log line: nothing in it can end the line or speak to a terminal, and it is cut.
+/// Foreign text as part of a log line: [`printable`], as the gateway shows it, and cut.
 #[derive(Clone, Copy)]
 pub(crate) struct Escaped<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut left = MAX_FIELD;
-        for character in self.0.chars() {
-            let escaped = character.escape_debug();
-            let length = escaped.clone().map(char::len_utf8).sum();
-            if left < length {
-                return f.write_str("…");
-            }
-            left -= length;
-            for character in escaped {
-                f.write_char(character)?;
-            }
-        }
-        Ok(())
+        let shown = printable(self.0);
+        let end = shown.floor_char_boundary(MAX_FIELD);
+        f.write_str(&shown[..end])?;
+        if end < shown.len() { f.write_str("…") } else { Ok(()) }
     }
 }
 
@@ -162,5 +153,21 @@ mod tests {
         assert!(line.words.len() < 2048);
         assert!(!line.words.contains(['\r', '\x1b', '\0', '\u{202e}']));
         assert!(line.words.ends_with(":22"));
+    }
+
+    #[test]
+    fn words_that_are_harmless_stand_there_as_the_gateway_writes_them() {
+        let mut open = Open { user: "o'brien".into(), ..Open::tcp(HostRef::Name("o'brien.lan".into()), 22) };
+        open.groups.push(r#"a"b\c"#.into());
+        let line = AccessLine::of("c".into(), StreamRef { session: 1, number: 2 }, &open);
+        let words: Vec<_> = line.words.split('\n').collect();
+        assert_eq!((words[1], words[2], words[4]), ("o'brien", r#"a"b\c"#, "o'brien.lan:22"));
+    }
+
+    #[test]
+    fn what_is_shown_is_cut_at_its_limit() {
+        for (length, shown) in [(MAX_FIELD, MAX_FIELD), (MAX_FIELD + 1, MAX_FIELD + '…'.len_utf8())] {
+            assert_eq!(Escaped(&"x".repeat(length)).to_string().len(), shown, "{length}");
+        }
     }
 }

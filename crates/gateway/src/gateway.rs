@@ -344,7 +344,7 @@ impl Hall {
         };
         info!(
             client = &*printable(&claim.id), group = &*claim.group, account = &**claim.account.name(), %source,
-            session = format_args!("{session:016x}"), ?software, "client connected"
+            session = format_args!("{session:016x}"), software = &*printable(&software), "client connected"
         );
         Ok(Registered { claim, link, driver, registration, leases })
     }
