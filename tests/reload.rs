@@ -311,6 +311,10 @@ async fn r1_a_file_that_cannot_be_taken_over_changes_nothing() -> Result {
     let options = Options { top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(), ..Options::default() };
     let (stage, target) = (Stage::with(&options)?, HttpTarget::start().await?);
     let (old, url) = (PASSWORD.replace(':', "%3A"), target.url("/hello"));
+    for outcome in ["ok", "failed"] {
+        let counter = format!("anyproxy_reloads_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(metric(&stage.gateway, &counter).await?, 0.0, "before the first");
+    }
     let good = std::fs::read_to_string(stage.file())?;
     let broken = [
         (good.replace("  tls_key", "  tls_ky"), "anyproxy.yaml:10:3: unknown key"),

@@ -44,23 +44,25 @@ impl Reloads {
     /// Lets `running` take over the file with each SIGHUP, for ever. One that cannot be taken over changes nothing.
     pub(crate) async fn serve<R: Running>(self, running: R) -> Infallible {
         let name = &self.source.name;
+        // Both stand at zero before the first SIGHUP.
+        let [ok, failed] =
+            ["ok", "failed"].map(|outcome| metrics::counter!("anyproxy_reloads_total", "outcome" => outcome));
         loop {
             self.hangups.next().await;
-            let outcome = match self.read::<R>().await.and_then(|settings| running.take_over(settings)) {
+            match self.read::<R>().await.and_then(|settings| running.take_over(settings)) {
                 Ok(waiting) => {
                     tracing::info!(file = %name, "SIGHUP: the file is in force");
                     if !waiting.is_empty() {
                         let keys = waiting.join(", ");
                         tracing::warn!(file = %name, %keys, "what these keys say now waits for a restart");
                     }
-                    "ok"
+                    ok.increment(1);
                 }
                 Err(failure) => {
                     tracing::error!(file = %name, error = %failure, "SIGHUP: the file is not taken over, all stays as it was");
-                    "failed"
+                    failed.increment(1);
                 }
-            };
-            metrics::counter!("anyproxy_reloads_total", "outcome" => outcome).increment(1);
+            }
         }
     }
 

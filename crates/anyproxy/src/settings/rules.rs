@@ -6,7 +6,7 @@ use anyproxy_acl::{Action, Listed, Lists, Networks, Origin, Pattern, Rule, Rules
 use anyproxy_config::{self as config, HostPattern, Place, Spanned};
 use anyproxy_core::Front;
 
-use super::Source;
+use super::{Source, accounts};
 use crate::failure::Failure;
 
 /// The lists of a section: `forbidden_hosts`, `allowed_hosts`, `protocols`.
@@ -105,10 +105,16 @@ pub(super) fn services(
 /// `gateway.routes`: the first whose targets match and whose group the user holds.
 pub(super) fn routes(source: &Source, routes: &[Spanned<config::Route>]) -> Result<Vec<Route>, Failure> {
     let route = |spanned: &Spanned<config::Route>| match &spanned.value {
-        config::Route { targets: Some(targets), group: Some(group) } => Ok(Route {
-            targets: targets.iter().map(|target| target.value.0.clone()).collect(),
-            group: group.as_str().into(),
-        }),
+        config::Route { targets: Some(targets), group: Some(group) } => {
+            if targets.is_empty() {
+                return Err(source.mistake(spanned.defined, "a route without targets matches nothing"));
+            }
+            accounts::check_group(source, spanned.defined, Some(group))?;
+            Ok(Route {
+                targets: targets.iter().map(|target| target.value.0.clone()).collect(),
+                group: group.as_str().into(),
+            })
+        }
         _ => Err(source.mistake(spanned.defined, "a route needs targets and a group")),
     };
     routes.iter().map(route).collect()
@@ -140,4 +146,29 @@ fn origin(source: &Source, place: impl Into<Place>) -> Origin {
     let place = place.into();
     let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     Origin { file: source.name.clone(), line: number(place.line), column: number(place.column) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::fixture::source;
+
+    #[test]
+    fn a_route_that_could_lead_nobody_anywhere_is_a_mistake() {
+        for (route, said) in [
+            ("{ targets: [], group: x }", Some("a route without targets matches nothing")),
+            ("{ targets: ['*'], group: '' }", Some("group \"\": a name has 1 to 128 bytes")),
+            (r#"{ targets: ['*'], group: "a\nb" }"#, Some("group \"a\\nb\": a name has 1 to 128 bytes")),
+            ("{ targets: ['*'] }", Some("a route needs targets and a group")),
+            ("{ targets: ['*'], group: x }", None),
+        ] {
+            let (source, _dir) = source(&format!("gateway:\n  routes: [ {route} ]\n"));
+            let section = source.file.gateway.as_ref().unwrap().routes.as_deref().unwrap();
+            let told = routes(&source, section).err().map(|failure| failure.to_string());
+            match said {
+                Some(said) => assert!(told.unwrap().starts_with(&format!("f.yaml:2:13: {said}")), "{route}"),
+                None => assert_eq!(told, None),
+            }
+        }
+    }
 }
