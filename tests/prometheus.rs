@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyproxy_tests::{
     HttpTarget, Options, Program, RefusingTarget, Result, SilentTarget, Stage, Target, USER, Way, free_port,
-    run, tool, tunnel, until,
+    metric, run, tool, tunnel, until,
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -225,6 +225,19 @@ async fn o5_a_gateway_that_drains_tells_so_on_its_own_port_and_at_once() -> Resu
     println!("a scrape while {STREAMS} streams drain: {:?}, curl and all", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
     assert_eq!((status.as_str(), sum(&text, "anyproxy_streams_open", "")), ("200", STREAMS as f64));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_whose_only_client_drains_is_not_ready() -> Result {
+    let options = Options { top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(), ..Options::default() };
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let _living = tunnel(&stage, Way::Socks5, echo.addr()).await?;
+    let admin = stage.gateway.listening("admin")?;
+    assert_eq!(page(admin, "/readyz").await?.0, "200");
+    stage.client.signal(Signal::SIGTERM)?;
+    until("not ready", async || Ok(page(admin, "/readyz").await?.0 == "503")).await?;
+    assert_eq!(metric(&stage.gateway, "anyproxy_clients").await?, 1.0, "it is still there");
     Ok(())
 }
 

@@ -246,7 +246,7 @@ impl Bound {
     }
 }
 
-/// A gateway is ready while it has a client and has not been told to stop.
+/// A gateway is ready while it has a client that takes dials and has not been told to stop.
 struct Connected {
     clients: Clients,
     line: QueueHandle,
@@ -287,7 +287,7 @@ impl Probe for Connected {
     }
 
     fn is_ready(&self) -> bool {
-        !self.clients.is_empty() && !self.stop.is_cancelled()
+        self.clients.takes_dials() && !self.stop.is_cancelled()
     }
 }
 

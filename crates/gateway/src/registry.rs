@@ -227,7 +227,14 @@ impl Clients {
         self.0.present.borrow().seats.values().map(|seat| seat.client.clone()).collect()
     }
 
-    /// How many clients are connected now. With none, a gateway is not ready.
+    /// Whether some client takes dials now. One that drains is still connected, and takes none. Without any, a gateway is
+    /// not ready.
+    #[must_use]
+    pub fn takes_dials(&self) -> bool {
+        self.0.present.borrow().seats.values().any(|seat| seat.client.is_usable())
+    }
+
+    /// How many clients are connected now.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.present.borrow().seats.len()

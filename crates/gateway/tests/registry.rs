@@ -98,6 +98,23 @@ async fn a_journal_tells_that_the_tunnel_of_a_living_stream_leaves_and_does_not_
 }
 
 #[tokio::test]
+async fn a_client_that_drains_is_connected_and_takes_no_dials() {
+    let house = House::new(Config::default());
+    assert!(!house.clients.takes_dials(), "nobody is there");
+    let mut peer = house.client("room-1", 1).await;
+    assert!(house.clients.takes_dials());
+    let dialing = tokio::spawn(house.serving("blue")[0].dial(dial("blue")));
+    let far = next_open(&mut peer).await.accept(OpenOk::default());
+    let near = dialing.await.unwrap().unwrap();
+    peer.tunnel.drain();
+    house.until(|house| !house.clients.takes_dials()).await;
+    assert_eq!(house.clients.len(), 1, "its stream is there");
+    let other = house.client("room-2", 1).await;
+    assert!(house.clients.takes_dials());
+    drop((near, far, other));
+}
+
+#[tokio::test]
 async fn a_failure_at_the_target_is_the_user_s_outcome() {
     let house = House::new(Config::default());
     let mut peer = house.client("room-1", 1).await;
