@@ -58,7 +58,10 @@ impl File {
         // that a list can be given.
         let quoted = quote(value);
         let as_text = Self::parse(name, &nest(&path, &quoted));
-        as_text.or_else(|_| Self::parse(name, &nest(&path, value))).map_err(ConfigError::without_place)
+        let file = as_text.or_else(|_| Self::parse(name, &nest(&path, value)));
+        let mut file = file.map_err(ConfigError::without_place)?;
+        file.forget_places();
+        Ok(file)
     }
 }
 
@@ -125,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::Replicas;
-    use crate::{ListenAddr, Place};
+    use crate::{ListenAddr, Place, Proxy};
 
     fn load(variables: &[(&str, &str)]) -> Result<File, ConfigError> {
         File::load(None, variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
@@ -346,6 +349,35 @@ client:
             error.to_string(),
             "ANYPROXY_GATEWAY__LISTN_ADDR: unknown key \"listn_addr\", did you mean \"listen_addr\"?"
         );
+    }
+
+    #[test]
+    fn what_a_variable_says_has_no_place_in_the_file() {
+        let mut file = File::parse("f", "proxy:\n  http: { listen_addr: ':1' }\n").unwrap();
+        file.overlay(
+            load(&[
+                ("ANYPROXY_PROXY__HTTP__LISTEN_ADDR", ":2"),
+                ("ANYPROXY_PROXY__SOCKS5__USERS", "[{ username: a }]"),
+                ("ANYPROXY_GATEWAY__ACCESS__RULES", "[{ deny: ['*.lab'] }]"),
+                ("ANYPROXY_CLIENT__FORBIDDEN_HOSTS", "['*.lab']"),
+            ])
+            .unwrap(),
+        );
+        let File { proxy, gateway, client, .. } = file;
+        let Proxy { http, socks5, .. } = proxy.unwrap();
+        let (http, socks5) = (http.unwrap(), socks5.unwrap());
+        assert_eq!(http.defined.line(), 2, "the section stands in the file");
+        let rules = gateway.unwrap().access.unwrap().rules.unwrap();
+        for place in [
+            http.value.listen_addr.unwrap().defined,
+            socks5.defined,
+            socks5.value.users.unwrap()[0].defined,
+            rules[0].defined,
+            rules[0].value.deny.as_ref().unwrap()[0].defined,
+            client.unwrap().forbidden_hosts.unwrap()[0].defined,
+        ] {
+            assert_eq!(Place::from(place), Place::default());
+        }
     }
 
     #[test]

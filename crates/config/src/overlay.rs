@@ -1,13 +1,18 @@
 //! Laying one file over another: what the upper one says, wins; what it does not mention, stays.
 
+use serde_saphyr::Location;
+
 use crate::section::{Front, Sni};
 use crate::value::{
-    Action, Bytes, Duration, Gateways, Key, ListenAddr, LogFormat, LogLevel, LogOutput, Password, Ports,
-    Protocol, Replicas, Spanned, StickyBy, Strategy,
+    Action, Bytes, Duration, Gateways, HostPattern, Key, ListenAddr, LogFormat, LogLevel, LogOutput,
+    Password, Ports, Protocol, Replicas, Spanned, StickyBy, Strategy,
 };
 
 pub(crate) trait Overlay {
     fn overlay(&mut self, upper: Self);
+
+    /// Forgets the places of all there is in it: what a variable says stands nowhere in the file it is laid over.
+    fn forget_places(&mut self) {}
 }
 
 impl<T: Overlay> Overlay for Option<T> {
@@ -16,6 +21,12 @@ impl<T: Overlay> Overlay for Option<T> {
             (_, None) => {}
             (Some(lower), Some(upper)) => lower.overlay(upper),
             (lower @ None, upper) => *lower = upper,
+        }
+    }
+
+    fn forget_places(&mut self) {
+        if let Some(value) = self {
+            value.forget_places();
         }
     }
 }
@@ -36,7 +47,9 @@ replaced!(
     Bytes,
     Duration,
     Gateways,
+    HostPattern,
     Key,
+    ListenAddr,
     LogFormat,
     LogLevel,
     LogOutput,
@@ -49,9 +62,6 @@ replaced!(
     u32,
     usize,
     String,
-    Spanned<ListenAddr>,
-    Spanned<String>,
-    Spanned<crate::HostPattern>,
     Vec<Ports>,
     Vec<Protocol>,
     Vec<String>,
@@ -65,11 +75,32 @@ impl Overlay for Replicas {
     }
 }
 
-impl<T> Overlay for Vec<Spanned<T>> {
+impl<T: Overlay> Overlay for Vec<Spanned<T>> {
     fn overlay(&mut self, upper: Self) {
         *self = upper;
     }
+
+    fn forget_places(&mut self) {
+        self.iter_mut().for_each(forget_place);
+    }
 }
+
+/// Values that are replaced with their place.
+macro_rules! replaced_with_place {
+    ($($type:ty),+ $(,)?) => {$(
+        impl Overlay for Spanned<$type> {
+            fn overlay(&mut self, upper: Self) {
+                *self = upper;
+            }
+
+            fn forget_places(&mut self) {
+                forget_place(self);
+            }
+        }
+    )+};
+}
+
+replaced_with_place!(HostPattern, ListenAddr, String);
 
 /// Sections that remember their place keep it.
 macro_rules! placed {
@@ -78,8 +109,17 @@ macro_rules! placed {
             fn overlay(&mut self, upper: Self) {
                 self.value.overlay(upper.value);
             }
+
+            fn forget_places(&mut self) {
+                forget_place(self);
+            }
         }
     )+};
 }
 
 placed!(Front, Sni);
+
+fn forget_place<T: Overlay>(spanned: &mut Spanned<T>) {
+    (spanned.referenced, spanned.defined) = (Location::UNKNOWN, Location::UNKNOWN);
+    spanned.value.forget_places();
+}

@@ -30,6 +30,10 @@ macro_rules! sections {
             fn overlay(&mut self, upper: Self) {
                 $( self.$key.overlay(upper.$key); )*
             }
+
+            fn forget_places(&mut self) {
+                $( self.$key.forget_places(); )*
+            }
         }
     )+};
 }

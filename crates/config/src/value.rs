@@ -12,7 +12,7 @@ use serde::{Deserialize, de};
 use anyproxy_acl::Pattern;
 use anyproxy_core::{Secret, Target};
 
-/// A value together with the place it stands at.
+/// A value together with the place it stands at; `0:0` where an environment variable says it.
 pub use serde_saphyr::Spanned;
 
 /// Deserializes through [`FromStr`], from any plain scalar.

@@ -19,7 +19,7 @@ pub(super) fn lists(
     let listed = |patterns: Option<&Vec<Spanned<HostPattern>>>| {
         let listed = |pattern: &Spanned<HostPattern>| Listed {
             pattern: pattern.value.0.clone(),
-            origin: Some(origin(source, pattern.defined)),
+            origin: origin(source, pattern.defined),
         };
         patterns.into_iter().flatten().map(listed).collect()
     };
@@ -70,11 +70,11 @@ fn rule(source: &Source, spanned: &Spanned<config::Rule>) -> Result<Rule, Failur
         return Err(source.mistake(spanned.defined, text));
     }
     let words = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let mut rule = Rule::new(action, patterns)
-        .users(words(users))
-        .groups(words(groups))
-        .fronts(words(fronts))
-        .at(origin(source, spanned.defined));
+    let mut rule =
+        Rule::new(action, patterns).users(words(users)).groups(words(groups)).fronts(words(fronts));
+    if let Some(origin) = origin(source, spanned.defined) {
+        rule = rule.at(origin);
+    }
     if let Some(protocols) = protocols {
         rule = rule.networks(networks(source, protocols)?);
     }
@@ -96,7 +96,11 @@ pub(super) fn services(
             return Err(source.mistake(addr.defined, what));
         }
         let networks = network(service.protocol.unwrap_or(config::Protocol::Tcp));
-        Ok(Rule::allow([addr.value.0.clone()]).networks(networks).at(origin(source, spanned.defined)))
+        let rule = Rule::allow([addr.value.0.clone()]).networks(networks);
+        Ok(match origin(source, spanned.defined) {
+            Some(origin) => rule.at(origin),
+            None => rule,
+        })
     };
     let rules: Result<Vec<_>, _> = services.iter().map(rule).collect();
     Ok(Rules::new("client.limit", Action::Deny, rules?))
@@ -142,16 +146,44 @@ const fn network(protocol: config::Protocol) -> Networks {
     }
 }
 
-fn origin(source: &Source, place: impl Into<Place>) -> Origin {
+/// None for what a variable says.
+fn origin(source: &Source, place: impl Into<Place>) -> Option<Origin> {
     let place = place.into();
     let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-    Origin { file: source.name.clone(), line: number(place.line), column: number(place.column) }
+    let origin = Origin { file: source.name.clone(), line: number(place.line), column: number(place.column) };
+    (place != Place::default()).then_some(origin)
 }
 
 #[cfg(test)]
 mod tests {
+    use anyproxy_acl::{Policy, Question, Verdict};
+    use anyproxy_core::{Identity, Network, Target};
+
     use super::*;
     use crate::settings::fixture::source;
+
+    #[test]
+    fn a_rule_that_comes_from_a_variable_is_told_without_a_place() {
+        let variables = [
+            ("ANYPROXY_GATEWAY__FORBIDDEN_HOSTS", "['*.lab']"),
+            ("ANYPROXY_GATEWAY__ACCESS__RULES", "[{ deny: ['*.lan'] }]"),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let file = config::File::load(None, variables).unwrap();
+        let source = Source { file, name: "f.yaml".into(), path: None };
+        let section = source.file.gateway.as_ref().unwrap();
+        let lists = lists(&source, section.forbidden_hosts.as_ref(), None, None).unwrap();
+        let access = access(&source, section.access.as_ref().unwrap()).unwrap();
+        let policy = Policy::new(lists.into_rules("gateway").chain([access]));
+        for (target, said) in
+            [("db.lab:1", "rule 1 of gateway.forbidden_hosts"), ("db.lan:1", "rule 1 of gateway.access")]
+        {
+            let (target, identity) = (&Target::parse(target).unwrap(), &Identity::ANONYMOUS);
+            let question = Question { target, network: Network::Tcp, identity, front: "http" };
+            let Verdict::Deny(cause) = policy.check(&question) else { panic!("{target} is not denied") };
+            assert_eq!(policy.reason(cause).to_string(), said);
+        }
+    }
 
     #[test]
     fn a_route_that_could_lead_nobody_anywhere_is_a_mistake() {
