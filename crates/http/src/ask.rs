@@ -65,7 +65,9 @@ impl Ask {
         }
         check_host(parts)?;
         let framing = framing(parts, body)?;
-        let expects = expects_continue(parts)?;
+        // Where it is for this hop alone, no target is asked.
+        let expects = expects_continue(parts)?
+            && !list_has(&parts.headers, &header::CONNECTION, header::EXPECT.as_str());
         if let Some(protocol) = parts.extensions.get::<Protocol>() {
             return extended(parts, protocol.as_str());
         }

@@ -85,13 +85,14 @@ impl RequestHead<'_> {
         let split_cookie = self.version == Version::HTTP_2;
         for (field, value) in self.headers {
             let said_anew = match *field {
-                header::COOKIE => split_cookie,
                 header::HOST | header::CONTENT_LENGTH => true,
-                header::MAX_FORWARDS => self.max_forwards.is_some(),
-                header::TRAILER => self.body != RequestBody::Chunked,
-                // Hop by hop in its effect; a body of no length is never announced.
-                header::EXPECT => self.body == RequestBody::None,
                 header::VIA => false,
+                header::COOKIE if split_cookie => true,
+                // Counted down, whoever names it.
+                header::MAX_FORWARDS if self.max_forwards.is_some() => true,
+                header::TRAILER if self.body != RequestBody::Chunked => true,
+                // Hop by hop in its effect; a body of no length is never announced.
+                header::EXPECT if self.body == RequestBody::None => true,
                 _ => ends_here(field) || nominated.has(field),
             };
             if !said_anew {
@@ -224,6 +225,10 @@ mod tests {
     }
 
     fn encoded(fields: &[(&'static str, &'static str)]) -> String {
+        encoded_with(RequestBody::Length(3), fields)
+    }
+
+    fn encoded_with(body: RequestBody, fields: &[(&'static str, &'static str)]) -> String {
         let mut dst = BytesMut::new();
         let head = RequestHead {
             method: &Method::POST,
@@ -231,7 +236,7 @@ mod tests {
             host: "t.lan",
             headers: &headers(fields),
             version: Version::HTTP_11,
-            body: RequestBody::Length(3),
+            body,
             upgrade: None,
             max_forwards: None,
             close: false,
@@ -253,6 +258,16 @@ mod tests {
         assert!(head.contains("via: 1.0 before\r\n") && head.contains("via: 1.1 gate\r\n"), "{head}");
         assert!(head.contains("host: t.lan\r\n") && head.contains("content-length: 3\r\n"), "{head}");
         assert!(!head.contains("connection"), "{head}");
+    }
+
+    #[test]
+    fn h12_fields_with_a_rule_of_their_own_go_too_where_they_are_nominated() {
+        for name in ["cookie", "max-forwards", "trailer", "expect"] {
+            let head = encoded_with(RequestBody::Chunked, &[(name, "canary")]);
+            assert!(head.contains("canary"), "{head}");
+            let head = encoded_with(RequestBody::Chunked, &[("connection", name), (name, "canary")]);
+            assert!(!head.contains("canary"), "{head}");
+        }
     }
 
     #[test]

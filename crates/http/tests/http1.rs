@@ -284,6 +284,23 @@ async fn h17_a_target_that_knows_no_100_gets_the_body_after_a_moment() {
 }
 
 #[tokio::test]
+async fn h12_h17_an_expectation_for_this_hop_alone_is_met_here() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say(
+        "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\
+         Connection: expect\r\n\r\n",
+    )
+    .await;
+    let mut target = stage.target().await;
+    let head = target.head().await;
+    assert!(!head.contains("expect"), "{head}");
+    assert!(user.head().await.starts_with("HTTP/1.1 100 Continue"));
+    user.say("hello").await;
+    assert_eq!(target.take(5).await, "hello");
+}
+
+#[tokio::test]
 async fn h18_hostile_targets_become_502() {
     for (bad, error) in [
         (
