@@ -44,8 +44,10 @@ pub(crate) struct Exchange<S, B> {
     download: Download,
     /// What the response says of its length; where it has no body, that of the one it stands for.
     length: Option<u64>,
-    /// Whether the target said that it goes on behind this response.
+    /// Whether the target said that it goes on behind this response,
     keeps_alive: bool,
+    /// and that it took the request, of which it may still read the rest.
+    accepts: bool,
     upgrades: bool,
     max_padding: usize,
     silence: Silence,
@@ -82,6 +84,10 @@ enum Download {
     Length(u64),
     Chunked(Box<ChunkDecoder>),
     UntilEnd,
+    /// A response without a body has come, and waits for the end of the request.
+    Bodiless(Box<ResponseHead>),
+    /// All has come; what ends it waits for the end of the request: the last data, trailers, or nothing more.
+    Held(Option<Box<Frame<Bytes>>>),
     Done,
 }
 
@@ -124,6 +130,7 @@ where
             download: Download::Head,
             length: None,
             keeps_alive: false,
+            accepts: false,
             upgrades: request.upgrades,
             max_padding: config.max_padding,
             silence,
@@ -149,6 +156,15 @@ where
             if let Poll::Ready(sent) = self.poll_upload(cx) {
                 sent?;
             }
+            if matches!(self.download, Download::Bodiless(_)) {
+                if self.owes() {
+                    return Poll::Pending;
+                }
+                if let Download::Bodiless(head) = mem::replace(&mut self.download, Download::Done) {
+                    self.finish(cx);
+                    return Poll::Ready(Ok(*head));
+                }
+            }
             let stream = self.stream.as_mut().ok_or(Fault::Truncated)?;
             let head = ready!(self.reader.poll_read(stream, cx))?;
             match head.status {
@@ -168,7 +184,13 @@ where
                 status if status.is_informational() => {}
                 _ => {
                     self.begin_download(&head).map_err(Fault::Malformed)?;
-                    self.finish_if_empty(cx);
+                    if matches!(self.download, Download::Length(0)) {
+                        if self.owes() {
+                            self.download = Download::Bodiless(Box::new(head));
+                            return Poll::Pending;
+                        }
+                        self.finish(cx);
+                    }
                     return Poll::Ready(Ok(head));
                 }
             }
@@ -178,24 +200,21 @@ where
     fn begin_download(&mut self, head: &ResponseHead) -> Result<(), Malformed> {
         self.silence.since = None;
         self.keeps_alive = head.keeps_alive();
+        self.accepts = head.status.is_success();
         self.length = content_length(&head.headers)?;
         self.download = match head.framing(&self.method, self.length)? {
             Framing::Length(length) => Download::Length(length),
             Framing::Chunked => Download::Chunked(Box::new(ChunkDecoder::new(self.max_padding))),
-            Framing::UntilEnd => Download::UntilEnd,
+            Framing::UntilEnd => {
+                self.keeps_alive = false;
+                Download::UntilEnd
+            }
         };
         // What has not been asked for by now is wanted no more: a final answer has come.
         if matches!(self.upload, Upload::Held { .. }) {
             self.upload = Upload::Broken;
         }
         Ok(())
-    }
-
-    /// Ends the exchange at once if there is nothing more to come.
-    fn finish_if_empty(&mut self, cx: &mut Context<'_>) {
-        if matches!(self.download, Download::Length(0)) {
-            self.finish(cx);
-        }
     }
 
     /// The stream, for what follows a 101.
@@ -209,10 +228,20 @@ where
         matches!(self.upload, Upload::Sent)
     }
 
-    /// Whether it has, or will be as far as a target's `status` tells: some answer while they read on.
-    pub(crate) fn will_be_sent(&self, status: StatusCode) -> bool {
-        let goes_on = self.keeps_alive && !(status.is_client_error() || status.is_server_error());
-        self.has_sent() || (goes_on && matches!(self.upload, Upload::Sending { .. }))
+    /// Whether it has, or will be as far as its response tells: some answer while they read on.
+    pub(crate) const fn will_be_sent(&self) -> bool {
+        self.has_sent() || (self.accepts && self.keeps_alive && matches!(self.upload, Upload::Sending { .. }))
+    }
+
+    /// Whether the end of the response waits for that of the request: nobody polls an exchange behind its end, and what
+    /// the target reads on would be cut off. What the user has given is owed to any target that took the request, more
+    /// only to one that goes on.
+    fn owes(&self) -> bool {
+        match self.upload {
+            Upload::Sending { .. } => self.accepts && self.keeps_alive,
+            Upload::Sent => self.accepts && !self.out.is_empty(),
+            Upload::Held { .. } | Upload::Broken => false,
+        }
     }
 
     pub(crate) const fn busy(&self) -> &Busy {
@@ -274,21 +303,26 @@ where
 
     fn poll_download(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         loop {
-            let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
-            if matches!(self.download, Download::Length(0)) {
-                self.finish(cx);
-                return Poll::Ready(None);
+            if matches!(self.download, Download::Held(_)) && self.owes() {
+                return Poll::Pending;
             }
+            if let Download::Held(last) = &mut self.download {
+                let last = last.take();
+                self.finish(cx);
+                return Poll::Ready(last.map(|last| Ok(*last)));
+            }
+            let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
             let chunk = ready!(Pin::new(&mut *stream).poll_fill_buf(cx)).map_err(Fault::Stream)?;
             if chunk.is_empty() {
                 if matches!(self.download, Download::UntilEnd) {
-                    self.finish(cx);
-                    return Poll::Ready(None);
+                    return self.poll_end(None, cx);
                 }
                 return Poll::Ready(Some(Err(Fault::Truncated)));
             }
             let (data, used) = match &mut self.download {
-                Download::Head | Download::Done => return Poll::Ready(None),
+                Download::Head | Download::Bodiless(_) | Download::Held(_) | Download::Done => {
+                    return Poll::Ready(None);
+                }
                 Download::UntilEnd => (Bytes::copy_from_slice(chunk), chunk.len()),
                 Download::Length(left) => {
                     let here = usize::try_from(*left).map_or(chunk.len(), |left| left.min(chunk.len()));
@@ -304,10 +338,9 @@ where
                         }
                         Chunk::End(mut trailers) => {
                             Pin::new(stream).consume(framing);
-                            self.finish(cx);
                             clean_trailers(&mut trailers);
-                            let frame = (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)));
-                            return Poll::Ready(frame);
+                            let trailers = (!trailers.is_empty()).then(|| Frame::trailers(trailers));
+                            return self.poll_end(trailers, cx);
                         }
                     }
                 }
@@ -316,10 +349,27 @@ where
             if data.is_empty() {
                 continue;
             }
-            // With the last byte, not a poll later: nobody polls a body that has said its length.
-            self.finish_if_empty(cx);
+            if matches!(self.download, Download::Length(0)) {
+                // With the last byte, not a poll later: nobody polls a body that has said its length.
+                return self.poll_end(Some(Frame::data(data)), cx);
+            }
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
+    }
+
+    /// The response has come whole, but for telling its `last` frame, which may have to wait.
+    fn poll_end(
+        &mut self,
+        last: Option<Frame<Bytes>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        if self.owes() {
+            // Woken by the request, as far as it moves.
+            self.download = Download::Held(last.map(Box::new));
+            return Poll::Pending;
+        }
+        self.finish(cx);
+        Poll::Ready(last.map(Ok))
     }
 
     /// The response is complete. If the request is too, the stream is kept or ends whole; if not, its drop tells the
@@ -387,7 +437,11 @@ where
         match self.download {
             Download::Length(left) => SizeHint::with_exact(left),
             Download::Done => SizeHint::with_exact(0),
-            Download::Head | Download::Chunked(_) | Download::UntilEnd => SizeHint::new(),
+            Download::Head
+            | Download::Bodiless(_)
+            | Download::Chunked(_)
+            | Download::UntilEnd
+            | Download::Held(_) => SizeHint::new(),
         }
     }
 }

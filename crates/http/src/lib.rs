@@ -37,6 +37,7 @@
 //!    connection has left behind.
 //! 4. The request goes out and the response comes back on this stream, in the task of the user's connection. Fields
 //!    that end at a proxy end here; `Via` is signed, and a request that bears our own signature is a loop.
+//!    A target may answer before it has read all, and read on: the response's end then waits for the request's.
 //! 5. What fails becomes a response, by one function: status, `Retry-After`, and the cause in `Proxy-Status`
 //!    (RFC 9209).
 //!

@@ -277,7 +277,7 @@ impl<M: GatewayStack> Served<M> {
         let length = exchange.length().filter(|_| !bodiless);
         let mut headers = head.headers;
         clean_response(&mut headers, head.http_11, length, &self.config.name);
-        if !exchange.will_be_sent(head.status) && parts.version != Version::HTTP_2 {
+        if !exchange.will_be_sent() && parts.version != Version::HTTP_2 {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         *response.headers_mut() = headers;

@@ -896,6 +896,8 @@ async fn a_response_says_that_nobody_will_read_the_rest_of_the_body() {
         ("hel", "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n", 413, true),
         ("hello", "HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n", 413, false),
         ("hel", "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 200, true),
+        ("hel", "HTTP/1.1 307 Temporary Redirect\r\nContent-Length: 0\r\n\r\n", 307, true),
+        ("hel", "HTTP/1.1 200 OK\r\n\r\n", 200, true),
         // This target may echo.
         ("hel", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 200, false),
         // Of this one nothing is believed.
@@ -923,6 +925,71 @@ async fn a_response_says_that_nobody_will_read_the_rest_of_the_body() {
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
         assert_eq!(answer.contains("connection: close\r\n"), closes, "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_target_that_answers_while_it_reads_on_gets_the_rest() {
+    for (response, head_first, told) in [
+        ("Content-Length: 2\r\n\r\nok", true, "ok"),
+        ("Content-Length: 0\r\n\r\n", false, ""),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", true, "2\r\nok\r\n0\r\n\r\n"),
+        (
+            "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n",
+            true,
+            "2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n",
+        ),
+    ] {
+        let stage = Stage::keeping();
+        let mut user = stage.user();
+        user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nTE: trailers\r\nContent-Length: 1000000\r\n\r\n")
+            .await;
+        let mut target = stage.target().await;
+        target.head().await;
+        target.say(&format!("HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\n{response}")).await;
+        if head_first {
+            assert!(!user.head().await.contains("connection: close"), "{response}");
+        }
+        let upload = "x".repeat(1_000_000);
+        let (arrived, ()) = tokio::join!(target.take(upload.len()), user.say(&upload));
+        assert!(arrived == upload, "{response}");
+        if !head_first {
+            assert!(!user.head().await.contains("connection: close"), "{response}");
+        }
+        assert_eq!(user.take(told.len()).await, told);
+        // Both connections are as whole as behind any other request.
+        user.say("GET http://t/x HTTP/1.1\r\nHost: t\r\n\r\n").await;
+        assert!(target.head().await.starts_with("GET /x "));
+    }
+}
+
+#[tokio::test]
+async fn what_a_target_has_still_to_read_of_a_request_outlasts_its_response() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    // More than the pipe to the target holds, and no more than the proxy takes from the user at once.
+    let upload = "x".repeat(120_000);
+    user.say(&format!("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n", upload.len()))
+        .await;
+    let mut target = stage.target().await;
+    target.head().await;
+    user.say(&upload).await;
+    target.say("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+    assert!(user.head().await.starts_with("HTTP/1.1 200 "));
+    assert!(target.take(upload.len()).await == upload);
+    assert_eq!(user.take(2).await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn i10_a_response_does_not_wait_for_ever_for_the_rest_of_its_request() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhel").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    let began = tokio::time::Instant::now();
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(target.rest().await, "hel");
+    assert!((3_600..=3_601).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -128,6 +128,30 @@ async fn a_body_of_unknown_length_goes_out_in_chunks_with_its_trailers() {
 }
 
 #[tokio::test]
+async fn a_target_that_answers_while_it_reads_on_gets_the_rest() {
+    for told in ["ok", ""] {
+        let stage = Stage::open();
+        let mut user = connect(&stage).await;
+        let (response, mut body) = user.ask(request(Method::POST, "http://t/"), false);
+        body.send_data("hel".into(), false).unwrap();
+        let mut target = stage.target().await;
+        target.head().await;
+        assert_eq!(target.take(8).await, "3\r\nhel\r\n");
+        target.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{told}", told.len())).await;
+        let (response, sent) = tokio::join!(response, async {
+            // Until the answer has had its chance to end the exchange.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            body.send_data("lo".into(), true)
+        });
+        sent.unwrap();
+        assert_eq!(target.take(12).await, "2\r\nlo\r\n0\r\n\r\n");
+        assert_eq!(read(response.unwrap().into_body()).await.unwrap(), told);
+    }
+}
+
+#[tokio::test]
 async fn connect_carries_bytes_and_keeps_half_closes() {
     let stage = Stage::open();
     let mut user = connect(&stage).await;
