@@ -118,6 +118,7 @@ where
             Some((body, left)) => Upload::Sending { body, left },
         };
         busy.session().dialled();
+        busy.session().set_uploading(!matches!(upload, Upload::Sent));
         let silence = Silence::new(busy.session().clone(), config.idle_timeout);
         Self {
             stream: Some(stream),
@@ -212,7 +213,7 @@ where
         };
         // What has not been asked for by now is wanted no more: a final answer has come.
         if matches!(self.upload, Upload::Held { .. }) {
-            self.upload = Upload::Broken;
+            self.end_upload(Upload::Broken);
         }
         Ok(())
     }
@@ -260,12 +261,12 @@ where
 
     /// Sends what is there to send. An error is the user's; where the target takes no more, it may yet answer.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(())) };
         loop {
+            let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(())) };
             match self.out.poll_write(stream, cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => {
-                    self.upload = Upload::Broken;
+                    self.end_upload(Upload::Broken);
                     self.out = Out::default();
                     return Poll::Ready(Ok(()));
                 }
@@ -288,17 +289,23 @@ where
                     self.busy.session().earn(data.len());
                     self.out.push(data, matches!(left, Left::Chunks));
                     if matches!(left, Left::Bytes(0)) {
-                        self.upload = Upload::Sent;
+                        self.end_upload(Upload::Sent);
                     }
                 }
                 Piece::End(trailers) => {
                     if let Some(trailers) = trailers {
                         encode_last_chunk(&mut self.out.head, &trailers);
                     }
-                    self.upload = Upload::Sent;
+                    self.end_upload(Upload::Sent);
                 }
             }
         }
+    }
+
+    /// No more is read of the request's body.
+    fn end_upload(&mut self, end: Upload<B>) {
+        self.upload = end;
+        self.busy.session().set_uploading(false);
     }
 
     fn poll_download(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {

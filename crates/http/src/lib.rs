@@ -41,8 +41,10 @@
 //! 5. What fails becomes a response, by one function: status, `Retry-After`, and the cause in `Proxy-Status`
 //!    (RFC 9209).
 //!
-//! A user who closes, or half-closes, before the answer is taken to have left: the dial is given up. A target that
-//! breaks off within a response breaks the user's response off too; it never looks complete.
+//! A user who closes, or half-closes, before the answer is taken to have left: the dial is given up. They are seen to
+//! leave behind up to 16 KiB that they have said meanwhile; what is said behind a `CONNECT` or an `Upgrade` is the
+//! tunnel's, and so is its end. A target that breaks off within a response breaks the user's response off too; it never
+//! looks complete.
 //!
 //! # Limits
 //!

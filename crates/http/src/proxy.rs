@@ -216,10 +216,14 @@ where
     ) -> Option<(U, Bytes, StreamOf<M>)> {
         let handoff = Handoff::<StreamOf<M>>::default();
         let offered = handoff.clone();
+        let served = session.clone();
         let service = self.service(source, &session).map_request(move |request: Request<Incoming>| {
             let mut request = request.map(UserBody::http1);
             // Whoever asks for neither has nothing to hand over.
-            if *request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE) {
+            let tunnelling =
+                *request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
+            served.set_tunnelling(tunnelling);
+            if tunnelling {
                 request.extensions_mut().insert(offered.clone());
             }
             request
@@ -246,9 +250,13 @@ where
         // What its requests left behind: nobody will ask for it, and the targets need not wait for the user.
         session.park.clear();
         let parts = machine.take()?.into_parts();
-        let mut user = parts.io.into_inner().into_inner();
+        let (mut user, behind) = parts.io.into_inner().into_parts();
         match handoff.take().filter(|_| ended.is_ok()) {
-            Some(stream) => return Some((user, parts.read_buf, stream)),
+            Some(stream) => {
+                let read = parts.read_buf;
+                let early = if behind.is_empty() { read } else { [&read[..], &behind[..]].concat().into() };
+                return Some((user, early, stream));
+            }
             None if session.is_broken() || (ended.is_err() && session.is_unframed()) => user.abort(),
             None => {
                 // All that was said is with the system, which delivers it whatever becomes of this process.

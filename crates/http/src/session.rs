@@ -1,4 +1,5 @@
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,12 +7,19 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use anyproxy_front::Connection;
+use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use crate::config::Config;
 use crate::proxy::LINGER;
 use crate::reuse::Park;
+
+/// The most that is taken of what stands behind a request under way. Beyond it the user waits, as TCP makes them, and is
+/// not seen to leave.
+const BEHIND: usize = 16 * 1024;
+/// What is read of it at once.
+const BEHIND_PIECE: usize = 2 * 1024;
 
 /// What the parts of one user connection know of each other: its reader, its requests and their bodies.
 #[derive(Debug)]
@@ -36,6 +44,10 @@ pub(crate) struct Session {
     /// What these bytes may be for: data that was delivered, and framing it needs.
     earned: AtomicU64,
     chunked: AtomicBool,
+    /// Whether the present request's body is on its way to a target, at the target's pace.
+    uploading: AtomicBool,
+    /// Whether what stands behind the present request may be a tunnel's.
+    tunnelling: AtomicBool,
     /// Whether the user has not taken all there is for them,
     untaken: AtomicBool,
     /// and who waits until they have.
@@ -60,6 +72,8 @@ impl Session {
             wire: AtomicU64::new(0),
             earned: AtomicU64::new(0),
             chunked: AtomicBool::new(false),
+            uploading: AtomicBool::new(false),
+            tunnelling: AtomicBool::new(false),
             untaken: AtomicBool::new(false),
             takers: Mutex::default(),
             timer: Mutex::default(),
@@ -92,6 +106,17 @@ impl Session {
         self.wire.store(0, Ordering::Relaxed);
         self.earned.store(0, Ordering::Relaxed);
         self.chunked.store(chunked, Ordering::Relaxed);
+        self.uploading.store(false, Ordering::Relaxed);
+    }
+
+    /// A request's body begins its way to a target, or has come to the end of it.
+    pub(crate) fn set_uploading(&self, uploading: bool) {
+        self.uploading.store(uploading, Ordering::Relaxed);
+    }
+
+    /// Whether a tunnel may come of the request that begins.
+    pub(crate) fn set_tunnelling(&self, tunnelling: bool) {
+        self.tunnelling.store(tunnelling, Ordering::Relaxed);
     }
 
     /// A request's wait for its dial is over, and that for its target begins.
@@ -262,6 +287,10 @@ pub(crate) struct Watched<U> {
     checked: Option<Instant>,
     /// Whether bytes came in this turn.
     heard: bool,
+    /// Whether the machine above may hold what stands behind the request under way: it then reads no more meanwhile.
+    holds: bool,
+    /// What was read behind that in its place, up to [`BEHIND`] bytes.
+    behind: BytesMut,
     /// Since when the user has taken nothing of what waits for them,
     stuck: Option<Instant>,
     /// and when they last took something after that.
@@ -304,6 +333,8 @@ impl<U> Watched<U> {
             since: None,
             checked: None,
             heard: false,
+            holds: false,
+            behind: BytesMut::new(),
             stuck: None,
             taken: None,
             ended: None,
@@ -316,6 +347,11 @@ impl<U> Watched<U> {
     /// The connection itself.
     pub(crate) fn into_inner(self) -> U {
         self.inner
+    }
+
+    /// The connection, and what was read of it and not given to the machine above.
+    pub(crate) fn into_parts(self) -> (U, BytesMut) {
+        (self.inner, self.behind)
     }
 
     /// Forgets what was seen of another turn.
@@ -434,6 +470,48 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the user takes nothing")))
     }
 
+    /// What the user says next.
+    fn poll_next(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.behind.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let taken = self.behind.len().min(buf.remaining());
+        buf.put_slice(&self.behind[..taken]);
+        self.behind.advance(taken);
+        if self.behind.is_empty() {
+            self.behind = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when the user has left in the middle of an exchange whose machine does not listen: that of HTTP/1 does not
+    /// read while it holds anything of the next request, and would not see it.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        // A body is read at its target's pace, which is not to be broken into small pieces.
+        if !self.holds
+            || self.limits.head.is_none()
+            || !self.session.is_busy()
+            || self.session.uploading.load(Ordering::Relaxed)
+        {
+            return Poll::Pending;
+        }
+        while self.behind.len() < BEHIND {
+            let mut room = [MaybeUninit::uninit(); BEHIND_PIECE];
+            let room = &mut room[..BEHIND_PIECE.min(BEHIND - self.behind.len())];
+            let mut buf = ReadBuf::uninit(room);
+            match ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buf)) {
+                Err(error) => return Poll::Ready(error),
+                // An end behind what was said to a tunnel's target is for that one to hear.
+                Ok(()) if buf.filled().is_empty() && self.session.tunnelling.load(Ordering::Relaxed) => break,
+                Ok(()) if buf.filled().is_empty() => {
+                    return Poll::Ready(io::Error::new(io::ErrorKind::UnexpectedEof, "the user has left"));
+                }
+                Ok(()) => self.behind.extend_from_slice(buf.filled()),
+            }
+        }
+        Poll::Pending
+    }
+
     /// Tells the user why, as far as the connection takes it at once. The machine above sees an end.
     fn say_timeout(&mut self, cx: &mut Context<'_>) {
         let answer = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -449,9 +527,12 @@ impl<U: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<U> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+        match self.poll_next(cx, buf) {
             Poll::Ready(Ok(())) if buf.filled().len() == before => self.poll_end(cx).map(Ok),
-            Poll::Ready(Ok(())) => Poll::Ready(self.heard(buf.filled().len() - before)),
+            Poll::Ready(Ok(())) => {
+                self.holds = true;
+                Poll::Ready(self.heard(buf.filled().len() - before))
+            }
             // TLS that ends without a goodbye. What HTTP/2 brings whole has an end of its own, so nothing can be cut short.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::UnexpectedEof && self.limits.head.is_none() =>
@@ -459,7 +540,13 @@ impl<U: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<U> {
                 self.poll_end(cx).map(|()| Err(error))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => self.poll_patience(cx),
+            Poll::Pending => {
+                if self.session.is_busy() {
+                    // It asks for more only if it has used up all it was given.
+                    self.holds = false;
+                }
+                self.poll_patience(cx)
+            }
         }
     }
 }
@@ -511,6 +598,10 @@ impl<U: Connection> AsyncWrite for Watched<U> {
             // The machine above flushes once it has written all it holds.
             self.session.set_taken();
         }
+        // On every turn, whether or not there is anything to flush.
+        if let Poll::Ready(error) = self.poll_left(cx) {
+            return Poll::Ready(Err(error));
+        }
         self.poll_taken(cx, result)
     }
 
@@ -524,7 +615,7 @@ impl<U: Connection> AsyncWrite for Watched<U> {
 mod tests {
     use std::future::poll_fn;
 
-    use tokio::io::{join, sink};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, join, sink};
 
     use super::*;
 
@@ -534,6 +625,33 @@ mod tests {
     impl AsyncRead for Cut {
         fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn i8_what_stands_behind_a_request_is_read_up_to_16_kib_and_given_on() {
+        for (length, seen) in [(1, true), (BEHIND - 5, true), (BEHIND - 4, false), (BEHIND, false)] {
+            let config = Config::default();
+            let session = Session::new(&config);
+            let (mut user, here) = tokio::io::duplex(2 * BEHIND);
+            let mut here = Watched::new(here, session.clone(), &config, false);
+            user.write_all(b"?").await.unwrap();
+            assert_eq!(here.read_u8().await.unwrap(), b'?');
+            let busy = session.begin();
+            let said: Vec<u8> = (0..=255).cycle().take(length).collect();
+            user.write_all(&said).await.unwrap();
+            assert!(here.flush().await.is_ok());
+            assert_eq!(here.behind.len(), length);
+            user.write_all(b"more").await.unwrap();
+            assert!(here.flush().await.is_ok());
+            assert_eq!(here.behind.len(), BEHIND.min(length + 4));
+            drop(user);
+            assert_eq!(here.flush().await.is_err(), seen, "{length}");
+            drop(busy);
+            let mut given = Vec::new();
+            here.read_to_end(&mut given).await.unwrap();
+            assert!(given == [&said[..], b"more"].concat());
+            assert_eq!(here.behind.capacity(), 0);
         }
     }
 

@@ -857,6 +857,37 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn however_much_is_pipelined_is_answered_in_order() {
+    const ASKED: usize = 1_000;
+    let stage = Stage::keeping();
+    let mut user = stage.user();
+    let (mut reader, mut writer) = tokio::io::split(&mut user.io);
+    let asking = async {
+        for turn in 0..ASKED {
+            let ask = format!("GET http://t/{turn} HTTP/1.1\r\nHost: t\r\n\r\n");
+            writer.write_all(ask.as_bytes()).await.unwrap();
+        }
+    };
+    let answering = async {
+        let mut target = stage.target().await;
+        for turn in 0..ASKED {
+            assert!(target.head().await.starts_with(&format!("GET /{turn} ")), "{turn}");
+            target.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<{turn:4}>")).await;
+        }
+        target
+    };
+    let reading = async {
+        let mut answers = Vec::new();
+        while !answers.ends_with(format!("<{:4}>", ASKED - 1).as_bytes()) {
+            reader.read_buf(&mut answers).await.unwrap();
+        }
+        answers
+    };
+    let ((), _target, answers) = tokio::join!(asking, answering, reading);
+    assert_eq!(String::from_utf8(answers).unwrap().matches("HTTP/1.1 200 ").count(), ASKED);
+}
+
+#[tokio::test]
 async fn events_reach_the_user_as_they_come() {
     let stage = Stage::open();
     let mut user = stage.user();
@@ -1041,6 +1072,82 @@ async fn a_user_who_leaves_while_the_dial_is_under_way_gives_it_up() {
     drop(user);
     served.await.unwrap();
     assert!(given_up.recv().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn i8_a_user_who_leaves_is_missed_though_something_stands_behind_their_request() {
+    for behind in ["\r\n", "G", GET] {
+        for begun in [false, true] {
+            // With the request, behind it, and in two pieces.
+            for pieces in [vec![[GET, behind].concat()], vec![GET.into(), behind.into(), behind.into()]] {
+                let stage = Stage::open();
+                let mut user = stage.user();
+                let began = tokio::time::Instant::now();
+                let (first, rest) = pieces.split_first().unwrap();
+                user.say(first).await;
+                let mut target = stage.target().await;
+                target.head().await;
+                if begun {
+                    target.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n").await;
+                    user.head().await;
+                    user.take(7).await;
+                }
+                for piece in rest {
+                    user.say(piece).await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                drop(user);
+                assert_eq!(target.rest().await, "");
+                assert_eq!(began.elapsed().as_secs(), 0, "{behind:?} {begun}: {:?}", began.elapsed());
+            }
+        }
+    }
+}
+
+/// A user of a front whose dials take a second.
+fn user_of_slow_dials() -> (User, tokio::sync::mpsc::Receiver<tokio::io::DuplexStream>) {
+    let (opened, targets) = tokio::sync::mpsc::channel(1);
+    let dials = tower::service_fn(move |_: Dial| {
+        let opened = opened.clone();
+        async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            opened.send(far).await.map_err(std::io::Error::other)?;
+            std::io::Result::Ok(tokio::io::BufReader::new(near))
+        }
+    });
+    (Stage::open().user_of(HttpProxy::new(tower::make::Shared::new(dials))), targets)
+}
+
+#[tokio::test(start_paused = true)]
+async fn i8_a_user_who_leaves_their_body_behind_gives_the_dial_up() {
+    let (mut user, mut targets) = user_of_slow_dials();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 20000\r\n\r\n").await;
+    user.say(&"x".repeat(20_000)).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    drop(user);
+    assert!(targets.recv().await.is_none(), "nothing is dialled for nobody");
+}
+
+#[tokio::test(start_paused = true)]
+async fn h15_what_a_tunnel_s_user_says_during_the_dial_arrives_whole_and_so_does_its_end() {
+    let (mut user, mut targets) = user_of_slow_dials();
+    let said = ["CONNECT t:443 HTTP/1.1\r\nHost: t:443\r\n\r\n", "ear", "ly", &" and late".repeat(10_000)];
+    let saying = async {
+        for piece in said {
+            user.say(piece).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        user.finish().await;
+        assert!(user.head().await.starts_with("HTTP/1.1 200 "));
+    };
+    let hearing = async {
+        let mut heard = String::new();
+        targets.recv().await.unwrap().read_to_string(&mut heard).await.unwrap();
+        heard
+    };
+    let ((), heard) = tokio::join!(saying, hearing);
+    assert!(heard == said[1..].concat());
 }
 
 #[tokio::test]
