@@ -24,7 +24,9 @@ pub struct Config {
     pub max_headers: usize,
     /// The longest request target, in bytes (default: 8 KiB). Longer ones get 414.
     pub max_uri: usize,
-    /// How long a request's head may take from its first byte (default: 10 s). Then 408 and the connection's end.
+    /// How long a request's head may take from its first byte (default: 10 s), or from the end of the response before it if
+    /// it began earlier. Then 408 and the connection's end. Empty lines before a head, up to 16 bytes of them, are not its
+    /// first byte.
     pub head_timeout: Duration,
     /// How long a connection may be idle before a request's first byte, and how long a user may take nothing of what the
     /// proxy itself has to say (default: 75 s).

@@ -93,7 +93,9 @@ where
         let (mut parts, body) = request.into_parts();
         // Where there are layers, it began outside of them.
         let busy = parts.extensions.remove().unwrap_or_else(|| served.session.begin());
-        served.session.begin_body(parts.headers.contains_key(header::TRANSFER_ENCODING));
+        served
+            .session
+            .begin_body(!body.is_end_stream(), parts.headers.contains_key(header::TRANSFER_ENCODING));
         let asked = Ask::read(&parts, &body, &served.config);
         let mut body = Some(body);
         Box::pin(async move {

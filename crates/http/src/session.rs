@@ -20,6 +20,9 @@ use crate::reuse::Park;
 const BEHIND: usize = 16 * 1024;
 /// What is read of it at once.
 const BEHIND_PIECE: usize = 2 * 1024;
+/// How many bytes of empty lines may come before a head and not be its first: some clients send one behind a body, and
+/// it is to be ignored (RFC 9112 section 2.2).
+const EMPTY_LINES: u8 = 16;
 
 /// What the parts of one user connection know of each other: its reader, its requests and their bodies.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub(crate) struct Session {
     /// What these bytes may be for: data that was delivered, and framing it needs.
     earned: AtomicU64,
     chunked: AtomicBool,
+    /// Whether the last request had a body.
+    bodied: AtomicBool,
     /// Whether the present request's body is on its way to a target, at the target's pace.
     uploading: AtomicBool,
     /// Whether what stands behind the present request may be a tunnel's.
@@ -72,6 +77,7 @@ impl Session {
             wire: AtomicU64::new(0),
             earned: AtomicU64::new(0),
             chunked: AtomicBool::new(false),
+            bodied: AtomicBool::new(false),
             uploading: AtomicBool::new(false),
             tunnelling: AtomicBool::new(false),
             untaken: AtomicBool::new(false),
@@ -102,10 +108,11 @@ impl Session {
     }
 
     /// From here on what is read of a request's body is held against what is delivered of it.
-    pub(crate) fn begin_body(&self, chunked: bool) {
+    pub(crate) fn begin_body(&self, bodied: bool, chunked: bool) {
         self.wire.store(0, Ordering::Relaxed);
         self.earned.store(0, Ordering::Relaxed);
         self.chunked.store(chunked, Ordering::Relaxed);
+        self.bodied.store(bodied, Ordering::Relaxed);
         self.uploading.store(false, Ordering::Relaxed);
     }
 
@@ -285,10 +292,12 @@ pub(crate) struct Watched<U> {
     since: Option<Instant>,
     /// When a busy connection was last looked at.
     checked: Option<Instant>,
-    /// Whether bytes came in this turn.
+    /// Whether a head has begun in this turn,
     heard: bool,
-    /// Whether the machine above may hold what stands behind the request under way: it then reads no more meanwhile.
-    holds: bool,
+    /// and how many bytes of empty lines came before it.
+    blank: u8,
+    /// What the machine above may hold behind the request under way: if anything, it reads no more meanwhile.
+    held: Held,
     /// What was read behind that in its place, up to [`BEHIND`] bytes.
     behind: BytesMut,
     /// Since when the user has taken nothing of what waits for them,
@@ -302,6 +311,42 @@ pub(crate) struct Watched<U> {
     /// Whether the connection is reset by whoever drops it.
     guarded: bool,
     timer: Timer,
+}
+
+/// What may be left of the bytes that the machine above was given last, by how they end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Nothing,
+    /// An empty line: the end of a head, and perhaps more empty lines.
+    Empty,
+    /// Another line's end: within a head, or an empty line behind a body.
+    Line,
+    /// Something that is no line end.
+    Words,
+}
+
+impl Held {
+    fn of(bytes: &[u8]) -> Self {
+        let line = |bytes: &[u8]| match bytes {
+            [before @ .., b'\r', b'\n'] | [before @ .., b'\n' | b'\r'] => Some(before.len()),
+            _ => None,
+        };
+        match line(bytes) {
+            None => Self::Words,
+            Some(0) => Self::Empty,
+            Some(before) if line(&bytes[..before]).is_some() => Self::Empty,
+            Some(_) => Self::Line,
+        }
+    }
+
+    /// Whether a head has begun with it, as far as can be told.
+    fn begins_head(self, bodied: bool) -> bool {
+        match self {
+            Self::Nothing | Self::Empty => false,
+            Self::Line => !bodied,
+            Self::Words => true,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -333,7 +378,8 @@ impl<U> Watched<U> {
             since: None,
             checked: None,
             heard: false,
-            holds: false,
+            blank: 0,
+            held: Held::Nothing,
             behind: BytesMut::new(),
             stuck: None,
             taken: None,
@@ -361,23 +407,37 @@ impl<U> Watched<U> {
             self.turn = turn;
             self.since = None;
             self.checked = None;
-            self.heard = false;
+            self.blank = 0;
+            // A head may have come together with the request before it.
+            self.heard =
+                !self.session.is_busy() && self.held.begins_head(self.session.bodied.load(Ordering::Relaxed));
         }
     }
 
-    fn heard(&mut self, bytes: usize) -> io::Result<()> {
+    /// The machine above is given these bytes.
+    fn heard(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.catch_up();
+        self.held = Held::of(bytes);
         if self.session.is_busy() {
             self.since = None;
         } else if !self.heard && self.limits.head.is_some() {
-            self.heard = true;
+            self.heard = !self.are_empty_lines(bytes);
             self.since = None;
         }
-        if self.session.fits(bytes, self.limits.slack) {
+        if self.session.fits(bytes.len(), self.limits.slack) {
             Ok(())
         } else {
             Err(io::Error::new(io::ErrorKind::InvalidData, "more chunk padding than the limit"))
         }
+    }
+
+    /// Whether bytes before a head are to be ignored.
+    fn are_empty_lines(&mut self, bytes: &[u8]) -> bool {
+        if !bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
+            return false;
+        }
+        self.blank = u8::try_from(bytes.len()).map_or(u8::MAX, |length| self.blank.saturating_add(length));
+        self.blank <= EMPTY_LINES
     }
 }
 
@@ -488,7 +548,7 @@ impl<U: AsyncRead + AsyncWrite + Unpin> Watched<U> {
     /// read while it holds anything of the next request, and would not see it.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         // A body is read at its target's pace, which is not to be broken into small pieces.
-        if !self.holds
+        if self.held == Held::Nothing
             || self.limits.head.is_none()
             || !self.session.is_busy()
             || self.session.uploading.load(Ordering::Relaxed)
@@ -529,10 +589,7 @@ impl<U: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<U> {
         let before = buf.filled().len();
         match self.poll_next(cx, buf) {
             Poll::Ready(Ok(())) if buf.filled().len() == before => self.poll_end(cx).map(Ok),
-            Poll::Ready(Ok(())) => {
-                self.holds = true;
-                Poll::Ready(self.heard(buf.filled().len() - before))
-            }
+            Poll::Ready(Ok(())) => Poll::Ready(self.heard(&buf.filled()[before..])),
             // TLS that ends without a goodbye. What HTTP/2 brings whole has an end of its own, so nothing can be cut short.
             Poll::Ready(Err(error))
                 if error.kind() == io::ErrorKind::UnexpectedEof && self.limits.head.is_none() =>
@@ -543,7 +600,7 @@ impl<U: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<U> {
             Poll::Pending => {
                 if self.session.is_busy() {
                     // It asks for more only if it has used up all it was given.
-                    self.holds = false;
+                    self.held = Held::Nothing;
                 }
                 self.poll_patience(cx)
             }
@@ -652,6 +709,23 @@ mod tests {
             here.read_to_end(&mut given).await.unwrap();
             assert!(given == [&said[..], b"more"].concat());
             assert_eq!(here.behind.capacity(), 0);
+        }
+    }
+
+    #[test]
+    fn h23_what_is_held_behind_a_request_begins_a_head_unless_it_may_be_empty_lines() {
+        for (bytes, bodied, expected) in [
+            ("GET / HTTP/1.1\r\n\r\n", false, false),
+            ("GET / HTTP/1.1\r\n\r\n\r\n", false, false),
+            ("GET / HTTP/1.1\r\n\r\n\r", false, false),
+            ("GET / HTTP/1.1\n\n", false, false),
+            ("\r\n", false, false),
+            ("GET / HTTP/1.1\r\n\r\nG", false, true),
+            ("GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n", false, true),
+            ("body\r\n", true, false),
+            ("bodyG", true, true),
+        ] {
+            assert_eq!(Held::of(bytes.as_bytes()).begins_head(bodied), expected, "{bytes:?}");
         }
     }
 

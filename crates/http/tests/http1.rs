@@ -461,6 +461,66 @@ async fn h23_a_head_that_drips_is_cut_ten_seconds_after_its_first_byte() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn h23_a_head_that_began_with_the_request_before_it_is_cut_ten_seconds_after_the_response() {
+    for began_with in ["G", "GET http://t/ HTTP/1.1\r\n"] {
+        for stage in [Stage::open(), Stage::with_login("user", "pass")] {
+            let mut user = stage.user();
+            user.say(&format!("{GET}{began_with}")).await;
+            let answered = async {
+                let mut target = stage.target().await;
+                target.head().await;
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+            };
+            let answer = tokio::select! {
+                answer = user.head() => answer,
+                () = async { answered.await; std::future::pending().await } => unreachable!(),
+            };
+            let began = tokio::time::Instant::now();
+            assert!(answer.starts_with("HTTP/1.1 204 ") || answer.starts_with("HTTP/1.1 407 "), "{answer}");
+            let rest = user.rest().await;
+            assert!(rest.contains("HTTP/1.1 408 "), "{began_with:?}: {rest}");
+            assert!((10..=11).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h23_empty_lines_before_a_head_begin_none() {
+    let post = "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\n\r\nok";
+    for (request, with, behind, seconds) in [
+        (GET, "", "\r\n", 75),
+        (GET, "\r\n", "", 75),
+        (GET, "\r\n", "\r\n", 75),
+        (post, "\r\n", "", 75),
+        (post, "", "\r\n", 75),
+        (GET, "", "\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n", 75),
+        (GET, "", "\r\n\r\n\r\n\r\n\r\n\r\n\r\n\r\n\n", 10),
+    ] {
+        for goes_on in [false, true] {
+            let stage = Stage::open();
+            let mut user = stage.user();
+            user.say(&format!("{request}{with}")).await;
+            let mut target = stage.target().await;
+            target.head().await;
+            target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+            user.head().await;
+            let began = tokio::time::Instant::now();
+            user.say(behind).await;
+            if goes_on {
+                tokio::time::sleep(Duration::from_secs(seconds - 1)).await;
+                user.say(GET).await;
+                stage.target().await.head().await;
+                continue;
+            }
+            let said = user.rest().await;
+            assert_eq!(said.contains("408"), seconds == 10, "{with:?} {behind:?}: {said}");
+            assert!((seconds..=seconds + 1).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn h23_an_idle_connection_is_closed_in_silence_after_75_seconds() {
     let stage = Stage::open();
     let mut user = stage.user();
