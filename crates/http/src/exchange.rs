@@ -127,7 +127,7 @@ where
             method: request.method,
             upload,
             out: Out { head: request.head, ..Out::default() },
-            reader: HeadReader { partial: BytesMut::new(), room: config.head_limit() },
+            reader: HeadReader { partial: BytesMut::new(), room: config.head_limit(), heard: false },
             download: Download::Head,
             length: None,
             keeps_alive: false,
@@ -319,7 +319,8 @@ where
                 return Poll::Ready(last.map(|last| Ok(*last)));
             }
             let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
-            let chunk = ready!(Pin::new(&mut *stream).poll_fill_buf(cx)).map_err(Fault::Stream)?;
+            let chunk = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))
+                .map_err(|error| Fault::Stream { error, heard: true })?;
             if chunk.is_empty() {
                 if matches!(self.download, Download::UntilEnd) {
                     return self.poll_end(None, cx);
@@ -608,6 +609,8 @@ struct HeadReader {
     partial: BytesMut,
     /// How many bytes of heads may still come.
     room: usize,
+    /// Whether anything has come, a whole interim head included.
+    heard: bool,
 }
 
 impl HeadReader {
@@ -617,10 +620,13 @@ impl HeadReader {
         cx: &mut Context<'_>,
     ) -> Poll<Result<ResponseHead, Fault>> {
         loop {
-            let chunk = ready!(Pin::new(&mut *stream).poll_fill_buf(cx)).map_err(Fault::Stream)?;
+            let heard = self.heard;
+            let chunk = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))
+                .map_err(|error| Fault::Stream { error, heard })?;
             if chunk.is_empty() {
-                return Poll::Ready(Err(Fault::Ended { heard: !self.partial.is_empty() }));
+                return Poll::Ready(Err(Fault::Ended { heard }));
             }
+            self.heard = true;
             let (head, used) = self.take(chunk).map_err(Fault::Malformed)?;
             Pin::new(&mut *stream).consume(used);
             if let Some(head) = head {
@@ -655,5 +661,45 @@ impl HeadReader {
         };
         self.room = self.room.checked_sub(used).ok_or(Malformed::HeadTooLarge)?;
         Ok((decoded.map(|(head, _)| head), used))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncRead, AsyncReadExt, BufReader, ReadBuf, join, sink};
+
+    use super::*;
+
+    /// A target's connection that was reset.
+    struct Reset;
+
+    impl AsyncRead for Reset {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_target_that_said_anything_of_a_response_has_been_heard() {
+        for (said, unheard) in
+            [("", true), ("HTTP/1.1 2", false), ("HTTP/1.1 103 Early Hints\r\n\r\n", false)]
+        {
+            let mut ended = BufReader::new(join(said.as_bytes(), sink()));
+            assert_eq!(fault(&mut ended).await.is_unheard(), unheard, "{said:?}");
+            let mut reset = BufReader::new(join(AsyncReadExt::chain(said.as_bytes(), Reset), sink()));
+            assert_eq!(fault(&mut reset).await.is_unheard(), unheard, "{said:?}");
+        }
+    }
+
+    /// What ends a stream's heads.
+    async fn fault(stream: &mut impl ByteStream) -> Fault {
+        let mut reader = HeadReader { partial: BytesMut::new(), room: 1024, heard: false };
+        loop {
+            if let Err(fault) = poll_fn(|cx| reader.poll_read(stream, cx)).await {
+                return fault;
+            }
+        }
     }
 }

@@ -201,9 +201,9 @@ impl From<InvalidTarget> for Refusal {
 pub(crate) enum Fault {
     /// The user's body failed, or was not what its length promised.
     User(anyproxy_core::BoxError),
-    /// The stream failed.
-    Stream(io::Error),
-    /// The target ended before a response; whether anything of one had come.
+    /// The stream failed; whether anything of a response had come.
+    Stream { error: io::Error, heard: bool },
+    /// The target ended before its response; whether anything of one had come.
     Ended { heard: bool },
     /// The target ended within a body.
     Truncated,
@@ -216,7 +216,7 @@ pub(crate) enum Fault {
 impl Fault {
     /// Whether the target had closed its connection before it can have seen the request: another try is safe.
     pub(crate) const fn is_unheard(&self) -> bool {
-        matches!(self, Self::Stream(_) | Self::Ended { heard: false })
+        matches!(self, Self::Stream { heard: false, .. } | Self::Ended { heard: false })
     }
 }
 
@@ -224,7 +224,7 @@ impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::User(_) => "the request's body failed",
-            Self::Stream(_) => "the stream to the target failed",
+            Self::Stream { .. } => "the stream to the target failed",
             Self::Ended { .. } => "the target closed before its response",
             Self::Truncated => "the target closed within its response",
             Self::Malformed(_) => "the target's response is malformed",
@@ -237,7 +237,7 @@ impl Error for Fault {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::User(error) => Some(&**error),
-            Self::Stream(error) => Some(error),
+            Self::Stream { error, .. } => Some(error),
             Self::Malformed(error) => Some(error),
             Self::Ended { .. } | Self::Truncated | Self::Silent => None,
         }
@@ -251,10 +251,10 @@ impl From<Fault> for Refusal {
                 return Self::of(&**error);
             }
             Fault::User(_) => return Self::bad_request("The request's body is not well-formed.\n"),
-            Fault::Stream(_) | Fault::Ended { heard: false } => {
+            Fault::Stream { heard: false, .. } | Fault::Ended { heard: false } => {
                 (StatusCode::BAD_GATEWAY, "connection_terminated", "The target closed before it responded.\n")
             }
-            Fault::Ended { heard: true } | Fault::Truncated => (
+            Fault::Stream { heard: true, .. } | Fault::Ended { heard: true } | Fault::Truncated => (
                 StatusCode::BAD_GATEWAY,
                 "http_response_incomplete",
                 "The target closed in the middle of its response.\n",

@@ -903,6 +903,31 @@ async fn a_request_that_met_a_closing_target_is_asked_again_if_that_is_safe() {
 }
 
 #[tokio::test]
+async fn a_request_whose_answer_had_begun_is_not_asked_again() {
+    for begun in ["HTTP/1.1 103 Early Hints\r\n\r\n", "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 20"] {
+        let stage = Stage::keeping();
+        let mut user = stage.user();
+        user.say(GET).await;
+        let mut target = stage.target().await;
+        target.head().await;
+        target.say("HTTP/1.1 204 No Content\r\n\r\n").await;
+        user.head().await;
+        user.say("DELETE http://t.lan/ HTTP/1.1\r\nHost: t\r\n\r\n").await;
+        target.head().await;
+        target.say(begun).await;
+        drop(target);
+        let answer = tokio::select! {
+            answer = user.head() => answer,
+            _ = stage.target() => panic!("asked again"),
+        };
+        assert!(
+            answer.starts_with("HTTP/1.1 502 ") && answer.contains("http_response_incomplete"),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
     let stage = Stage::keeping();
     let mut user = stage.user();
