@@ -64,6 +64,10 @@ impl Ask {
             return Err(Refusal::with_status(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text).closing());
         }
         check_host(parts)?;
+        if parts.uri.path() == "*" && parts.method != Method::OPTIONS {
+            // A server as a whole has options and nothing else (RFC 9113 section 8.3.1).
+            return Err(Refusal::bad_request("The path * is for OPTIONS alone.\n"));
+        }
         let framing = framing(parts, body)?;
         // Where it is for this hop alone, no target is asked.
         let expects = expects_continue(parts)?

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, Uri};
 use play::{Stage, Target, source};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
@@ -38,6 +38,27 @@ async fn a_request_is_sent_on_in_http_1_1() {
     assert_eq!(response.headers()["x-is"], "so");
     assert!(!response.headers().contains_key("keep-alive"));
     assert_eq!(read(response.into_body()).await.unwrap(), "hello");
+}
+
+#[tokio::test]
+async fn the_path_of_no_resource_is_for_options_alone() {
+    let stage = Stage::open();
+    let mut user = connect(&stage).await;
+    let whole = |mut request: Request<()>| {
+        let uri = Uri::builder().scheme("http").authority("t.lan").path_and_query("*").build().unwrap();
+        *request.uri_mut() = uri;
+        request
+    };
+    for request in [get("http://t.lan/"), extended("websocket", "http://t.lan/")] {
+        let refused = tokio::select! {
+            refused = user.ask(whole(request), true).0 => refused.unwrap(),
+            head = async { stage.target().await.head().await } => panic!("{head}"),
+        };
+        assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+    }
+    let _asked = user.ask(whole(request(Method::OPTIONS, "http://t.lan/")), true);
+    let head = stage.target().await.head().await;
+    assert!(head.starts_with("OPTIONS * HTTP/1.1\r\nhost: t.lan\r\n"), "{head}");
 }
 
 #[tokio::test]
