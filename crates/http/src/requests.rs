@@ -103,7 +103,7 @@ where
                 Ok(mut ask) => served.answer(&mut parts, &mut body, &mut ask, &busy).await,
                 Err(refusal) => Err(refusal),
             };
-            Ok(answer.unwrap_or_else(|refusal| {
+            let mut answer = answer.unwrap_or_else(|refusal| {
                 // What a refused CONNECT has sent already was meant for somebody else (RFC 9110 section 9.3.6), and what nobody
                 // reads of a body is in the way of the next request (RFC 9112 section 9.3): even a small one that has arrived, since this
                 // cannot be told from here. HTTP/2 tells them apart.
@@ -112,7 +112,12 @@ where
                 let refusal =
                     if closes && parts.version != Version::HTTP_2 { refusal.closing() } else { refusal };
                 refusal.into_response(&served.config).map(|text| ResponseBody::whole(text, busy))
-            }))
+            });
+            if parts.version == Version::HTTP_10 && answer.headers().contains_key(header::CONNECTION) {
+                // In one of 1.1 hyper would say beside the close that the connection is kept.
+                *answer.version_mut() = Version::HTTP_10;
+            }
+            Ok(answer)
         })
     }
 }
@@ -279,12 +284,12 @@ impl<M: GatewayStack> Served<M> {
         let length = exchange.length().filter(|_| !bodiless);
         let mut headers = head.headers;
         clean_response(&mut headers, head.http_11, length, &self.config.name);
-        if !exchange.will_be_sent() && parts.version != Version::HTTP_2 {
+        // To a user of HTTP/1.0, a response without a length ends with the connection.
+        let ends_with_connection = parts.version == Version::HTTP_10 && !exchange.has_length();
+        if ends_with_connection || (!exchange.will_be_sent() && parts.version != Version::HTTP_2) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         *response.headers_mut() = headers;
-        // To a user of HTTP/1.0, a response without a length ends with the connection.
-        let ends_with_connection = parts.version == Version::HTTP_10 && !exchange.has_length();
         exchange.busy().session().set_delivering();
         if ends_with_connection {
             exchange.busy().session().set_unframed();

@@ -1263,6 +1263,39 @@ async fn http_1_0_users_get_the_body_until_the_end() {
 }
 
 #[tokio::test]
+async fn http_1_0_users_are_told_which_response_ends_with_their_connection() {
+    for (framing, kept) in [
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", false),
+        ("Content-Length: 2\r\n\r\nok", true),
+    ] {
+        let stage = Stage::open();
+        let mut user = stage.user();
+        user.say("GET http://t/ HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").await;
+        let mut target = stage.target().await;
+        target.head().await;
+        target.say(&format!("HTTP/1.1 200 OK\r\n{framing}")).await;
+        let head = user.head().await.to_ascii_lowercase();
+        assert_eq!(head.contains("connection: keep-alive\r\n"), kept, "{head}");
+        assert_eq!(head.contains("connection: close\r\n"), !kept, "{head}");
+        assert_eq!(user.take(2).await, "ok");
+        if !kept {
+            assert_eq!(user.rest().await, "");
+        }
+    }
+    let stage = Stage::refusing(Outcome::Denied);
+    for (length, kept) in [(0, true), (5, false)] {
+        let mut user = stage.user();
+        user.say(&format!(
+            "POST http://t/ HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: {length}\r\n\r\n"
+        ))
+        .await;
+        let head = user.head().await.to_ascii_lowercase();
+        assert_eq!(head.contains("connection: keep-alive\r\n"), kept, "{head}");
+        assert_eq!(head.contains("connection: close\r\n"), !kept, "{head}");
+    }
+}
+
+#[tokio::test]
 async fn tower_http_s_layers_fit_as_they_are() {
     use tower_http::limit::RequestBodyLimitLayer;
     use tower_http::trace::TraceLayer;
