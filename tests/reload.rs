@@ -202,22 +202,23 @@ async fn i11_a_dial_that_waits_while_it_is_revoked_is_refused_when_its_turn_come
         ("  limits", format!("  forbidden_hosts: ['{}']\n  limits", target.addr()), "403"),
         ("username: user", "username: another".to_owned(), "407"),
     ];
-    for (nth, (from, to, refused)) in revoked.into_iter().enumerate() {
+    let mut reloads = 0;
+    for (from, to, refused) in revoked {
         let running = tunnel(&stage, Way::Connect, echo.addr()).await?;
         let waits = async || Ok(metric(&stage.gateway, "anyproxy_queue_length").await? > 0.0);
+        reloads += 1;
         let revoke = async {
             until("a dial waits", waits).await?;
             edit(&stage, from, &to)?;
-            reload(&stage.gateway, "the file is in force", nth + 1)?;
+            reload(&stage.gateway, "the file is in force", reloads)?;
             drop(running);
             Result::Ok(())
         };
         let (code, ()) = tokio::try_join!(code(&stage, &password, &url), revoke)?;
         assert_eq!(code, refused);
-        if nth == 0 {
-            edit(&stage, &to, from)?;
-            reload(&stage.gateway, "the file is in force", 2)?;
-        }
+        edit(&stage, &to, from)?;
+        reloads += 1;
+        reload(&stage.gateway, "the file is in force", reloads)?;
     }
     Ok(())
 }

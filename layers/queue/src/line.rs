@@ -22,8 +22,8 @@ pub struct Settings {
     /// The most streams of one user at once, waiting dials included (default: unlimited). Anonymous users are told
     /// apart by their network.
     pub per_user_connections: usize,
-    /// The most dials of one user under way at once, not answered so far (default: 256); further ones wait in the line. A
-    /// tunnel has room for 1,024: one user's scan of ports that nobody answers is to leave some of it to others. Flows of
+    /// The most dials of one user under way at once, not answered so far (default: 512); further ones wait in the line. A
+    /// tunnel has room for 1,024: one user's scan of ports that nobody answers is to leave half of it to others. Flows of
     /// an association count too, and are refused at once, as datagrams do not wait.
     pub per_user_dials: usize,
     /// The most dials that wait (default: 1,024); 0 = nobody waits. A longer line serves nobody sooner.
@@ -37,7 +37,7 @@ impl Default for Settings {
         Self {
             max_connections: usize::MAX,
             per_user_connections: usize::MAX,
-            per_user_dials: 256,
+            per_user_dials: 512,
             waiting: 1024,
             timeout: Duration::from_secs(5),
         }

@@ -178,7 +178,7 @@ impl Limits {
         Ok(Self {
             max_connections: at_least_one("max_connections", limits.max_connections)?,
             per_user_connections: at_least_one("per_user_connections", limits.per_user_connections)?,
-            per_user_dials: at_least_one("per_user_dials", limits.per_user_dials)?.unwrap_or(256),
+            per_user_dials: at_least_one("per_user_dials", limits.per_user_dials)?.unwrap_or(512),
             queue_size: queue.size.unwrap_or(1_024),
             queue_timeout: duration(queue.timeout, Duration::from_secs(5)),
             wait_for_client: duration(limits.wait_for_client, Duration::from_secs(3)),
