@@ -158,9 +158,7 @@ where
                 sent?;
             }
             if matches!(self.download, Download::Bodiless(_)) {
-                if self.owes() {
-                    return Poll::Pending;
-                }
+                ready!(self.poll_owed(cx));
                 if let Download::Bodiless(head) = mem::replace(&mut self.download, Download::Done) {
                     self.finish(cx);
                     return Poll::Ready(Ok(*head));
@@ -188,7 +186,7 @@ where
                     if matches!(self.download, Download::Length(0)) {
                         if self.owes() {
                             self.download = Download::Bodiless(Box::new(head));
-                            return Poll::Pending;
+                            continue;
                         }
                         self.finish(cx);
                     }
@@ -216,6 +214,26 @@ where
             self.end_upload(Upload::Broken);
         }
         Ok(())
+    }
+
+    /// Waits while something is [owed](Self::owes), and no longer than the target is there and anything moves: the response
+    /// is whole, and is told whatever becomes of its request.
+    fn poll_owed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.owes()
+            && let Some(stream) = &mut self.stream
+        {
+            match Pin::new(stream).poll_fill_buf(cx) {
+                // Who answers no further request reads this one to throw it away.
+                Poll::Ready(Ok([])) => self.keeps_alive = false,
+                Poll::Ready(Err(_)) => self.break_off(),
+                Poll::Ready(Ok(_)) | Poll::Pending => {}
+            }
+        }
+        if self.owes() {
+            ready!(self.silence.poll(cx));
+            self.break_off();
+        }
+        Poll::Ready(())
     }
 
     /// The stream, for what follows a 101.
@@ -266,8 +284,7 @@ where
             match self.out.poll_write(stream, cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => {
-                    self.end_upload(Upload::Broken);
-                    self.out = Out::default();
+                    self.break_off();
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Pending => return Poll::Pending,
@@ -302,6 +319,12 @@ where
         }
     }
 
+    /// The target takes no more of the request.
+    fn break_off(&mut self) {
+        self.end_upload(Upload::Broken);
+        self.out = Out::default();
+    }
+
     /// No more is read of the request's body.
     fn end_upload(&mut self, end: Upload<B>) {
         self.upload = end;
@@ -310,13 +333,8 @@ where
 
     fn poll_download(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         loop {
-            if matches!(self.download, Download::Held(_)) && self.owes() {
-                return Poll::Pending;
-            }
-            if let Download::Held(last) = &mut self.download {
-                let last = last.take();
-                self.finish(cx);
-                return Poll::Ready(last.map(|last| Ok(*last)));
+            if matches!(self.download, Download::Held(_)) {
+                return self.poll_held(cx);
             }
             let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
             let chunk = ready!(Pin::new(&mut *stream).poll_fill_buf(cx))
@@ -372,12 +390,21 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         if self.owes() {
-            // Woken by the request, as far as it moves.
             self.download = Download::Held(last.map(Box::new));
-            return Poll::Pending;
+            return self.poll_held(cx);
         }
         self.finish(cx);
         Poll::Ready(last.map(Ok))
+    }
+
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        ready!(self.poll_owed(cx));
+        let held = mem::replace(&mut self.download, Download::Done);
+        self.finish(cx);
+        Poll::Ready(match held {
+            Download::Held(Some(last)) => Some(Ok(*last)),
+            _ => None,
+        })
     }
 
     /// The response is complete. If the request is too, the stream is kept or ends whole; if not, its drop tells the

@@ -1106,6 +1106,56 @@ async fn i10_a_response_does_not_wait_for_ever_for_the_rest_of_its_request() {
     target.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     assert_eq!(target.rest().await, "hel");
     assert!((3_600..=3_601).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    // It had come whole.
+    assert!(user.head().await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(user.rest().await, "ok");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_without_a_body_is_told_though_its_request_never_ends() {
+    let stage = Stage::open();
+    let mut user = stage.user();
+    user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhel").await;
+    let mut target = stage.target().await;
+    target.head().await;
+    target.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let answer = user.head().await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_is_told_at_once_where_the_target_has_gone() {
+    for (response, told) in [
+        ("Content-Length: 2\r\n\r\nok", "ok"),
+        ("Content-Length: 0\r\n\r\n", ""),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "2\r\nok\r\n0\r\n\r\n"),
+    ] {
+        for leaves in [Leaves::WithItsLastWord, Leaves::Later] {
+            let stage = Stage::open();
+            let mut user = stage.user();
+            user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\n\r\nhel").await;
+            let mut target = stage.target().await;
+            target.head().await;
+            assert_eq!(target.take(3).await, "hel");
+            let began = tokio::time::Instant::now();
+            target.say(&format!("HTTP/1.1 200 OK\r\n{response}")).await;
+            if let Leaves::Later = leaves {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            drop(target);
+            assert!(user.head().await.starts_with("HTTP/1.1 200 "), "{response} {leaves:?}");
+            assert_eq!(user.take(told.len()).await, told, "{leaves:?}");
+            assert!(began.elapsed() < Duration::from_secs(2), "{response} {leaves:?}: {:?}", began.elapsed());
+        }
+    }
+}
+
+/// When a target hangs up.
+#[derive(Debug)]
+enum Leaves {
+    WithItsLastWord,
+    Later,
 }
 
 #[tokio::test(start_paused = true)]
