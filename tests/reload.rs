@@ -356,6 +356,60 @@ async fn r1_a_file_that_cannot_be_taken_over_changes_nothing() -> Result {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn r5_listeners_move_to_a_new_address_and_stay_where_it_is_taken() -> Result {
+    let (stage, echo, target) = (Stage::start()?, Target::echo().await?, HttpTarget::start().await?);
+    let (old, url) = (PASSWORD.replace(':', "%3A"), target.url("/hello"));
+    let mut living = tunnel(&stage, Way::Socks5, echo.addr()).await?;
+    let good = std::fs::read_to_string(stage.file())?;
+
+    let taken = std::net::TcpListener::bind("127.0.0.2:0")?;
+    edit(
+        &stage,
+        "http: { listen_addr: '127.0.0.1:0'",
+        &format!("http: {{ listen_addr: '{}'", taken.local_addr()?),
+    )?;
+    edit(&stage, "socks5: { listen_addr: '127.0.0.1:0'", "socks5: { listen_addr: '127.0.0.2:0'")?;
+    edit(&stage, PASSWORD, "changed")?;
+    let line = reload(&stage.gateway, "is not taken over", 1)?;
+    assert!(line["error"].as_str().is_some_and(|error| error.contains("http cannot listen on")), "{line}");
+    assert_eq!(code(&stage, &old, &url).await?, "200");
+    drop(TcpStream::connect(stage.socks5_addr()).await?);
+
+    let gateway = stage.gateway.listening("gateway")?;
+    std::fs::write(stage.file(), good)?;
+    edit(&stage, "127.0.0.1:0", "127.0.0.2:0")?;
+    edit(&stage, &format!("listen_addr: {gateway}"), &format!("listen_addr: 127.0.0.2:{}", gateway.port()))?;
+    reload(&stage.gateway, "the file is in force", 1)?;
+    let mut moved = Vec::new();
+    for name in ["http", "socks5", "gateway"] {
+        let there = |line: &serde_json::Value| {
+            let address = line["address"].as_str().unwrap_or_default();
+            line["message"] == "listening" && line["front"] == name && address.starts_with("127.0.0.2:")
+        };
+        let line = stage.gateway.line(&format!("{name} at its new address"), there)?;
+        moved.push(line["address"].as_str().ok_or("an address")?.parse::<SocketAddr>()?);
+    }
+    for was in [stage.http_addr(), stage.socks5_addr(), gateway] {
+        until(&format!("{was} to be closed"), async || Ok(TcpStream::connect(was).await.is_err())).await?;
+    }
+    for way in ["http", "socks5h"] {
+        let address = moved[usize::from(way == "socks5h")];
+        let mut curl = tool("curl");
+        curl.args(["--silent", "--fail", "--proxy", &format!("{way}://user:{old}@{address}"), &url]);
+        run(curl).await?;
+    }
+    shown(moved[2]).await?;
+    living.write_all(b"on").await?;
+    assert_eq!(living.read_u16().await?, u16::from_be_bytes(*b"on"));
+
+    // They are where the file says.
+    reload(&stage.gateway, "the file is in force", 2)?;
+    let listening = stage.gateway.lines().iter().filter(|line| line.contains("\"listening\"")).count();
+    assert_eq!(listening, 6);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn r3_a_client_whose_account_is_gone_is_out_at_once_and_stays_out() -> Result {
     let (stage, target) = (Stage::start()?, HttpTarget::start().await?);
     let (password, url) = (PASSWORD.replace(':', "%3A"), target.url("/hello"));

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Probe};
 use crate::failure::Failure;
+use crate::listen::Place;
 use crate::reload::{Fixed, Reloads};
 use crate::runtime::Runtime;
 use crate::settings::{self, Protocol, Source};
@@ -164,6 +165,7 @@ impl Bound {
             let (accounts, handle) = front.accounts.take().map(Verify::pair).unzip();
             running.push(reload::Front {
                 protocol: front.protocol,
+                place: Place::new(front.protocol.as_str(), &front.listen_addr, &listener),
                 accounts: handle,
                 tls: listener.tls().cloned(),
             });
@@ -186,6 +188,7 @@ impl Bound {
         let login = stack::client_login(accounts, rights.clone(), metrics, hashing);
         let gateway = Gateway::with_ports(login, clients.clone(), config, ports.clone());
         let tls = Tls::new(settings.tls);
+        let place = Place::new("gateway", &settings.listen_addr, &clients_listener);
         serving.spawn(gateway.serve(clients_listener, tls.clone(), stop.clone()));
         let reloading = reloads.map(|(reloads, fixed)| {
             reloads.serve(reload::Gateway {
@@ -197,6 +200,7 @@ impl Bound {
                 reuse,
                 balance: balance_handle,
                 fronts: running,
+                place,
                 clients: clients.clone(),
                 client_accounts,
                 rights,

@@ -1,7 +1,8 @@
 //! SIGHUP: the file is read again, and taken over as a whole or not at all.
 //!
 //! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates, how long
-//! threads look for work. What a new file revokes is refused from then on: requests and logins of users, and tunnels of
+//! threads look for work; and where users and clients connect to: the new address is bound before the old one is closed, and
+//! one that is taken is a file that is not taken over. What a new file revokes is refused from then on: requests and logins of users, and tunnels of
 //! clients whose account is gone or may do less than before. Streams and UDP associations that live go on; an association's
 //! new destinations are judged by the new accounts and rules. Whatever else differs is named in the log and waits for a
 //! restart. A front that the file has no longer, or with accounts or TLS where it had none, or without those it had, cannot
@@ -26,6 +27,7 @@ use arc_swap::ArcSwap;
 use tokio::task::spawn_blocking;
 
 use crate::failure::Failure;
+use crate::listen::{Move, Place};
 use crate::settings::{self, Protocol, Source};
 use crate::signals::Hangups;
 use crate::stack::{self, Rights};
@@ -97,6 +99,8 @@ pub(crate) struct Gateway {
     pub(crate) reuse: ReuseLayer,
     pub(crate) balance: BalanceHandle,
     pub(crate) fronts: Vec<Front>,
+    /// Where clients connect to.
+    pub(crate) place: Place,
     pub(crate) clients: Clients,
     pub(crate) client_accounts: AccountsHandle,
     pub(crate) rights: Arc<ArcSwap<Rights>>,
@@ -109,6 +113,7 @@ pub(crate) struct Gateway {
 /// A front that runs.
 pub(crate) struct Front {
     pub(crate) protocol: Protocol,
+    pub(crate) place: Place,
     /// `None` where everybody may come in.
     pub(crate) accounts: Option<AccountsHandle>,
     pub(crate) tls: Option<Tls>,
@@ -128,6 +133,7 @@ impl Running for Gateway {
 
     fn take_over(&self, (settings, fixed): Self::Settings) -> Result<Vec<String>, Failure> {
         let mut waiting = self.check_fronts(&settings.fronts)?;
+        let moves = self.bind(&settings)?;
         // Clients know a version before dials are judged by it.
         self.clients.set_rules(settings.rules);
         self.acl.replace(settings.policy);
@@ -158,6 +164,7 @@ impl Running for Gateway {
             .retain(move |account| rights.get(&**account.name()).is_some_and(|now| now.covers(account)));
         // Those kept for coming requests were dialled under the old rules.
         self.reuse.forget();
+        moves.into_iter().for_each(Move::make);
         waiting.extend(self.fixed.changed(&fixed));
         Ok(waiting)
     }
@@ -189,6 +196,16 @@ impl Gateway {
             .iter()
             .filter(|wanted| !self.fronts.iter().any(|running| running.protocol == wanted.protocol));
         Ok(new.map(|wanted| format!("proxy.{}", wanted.protocol.as_str())).collect())
+    }
+
+    /// Binds the addresses that differ from those in use, all or none.
+    fn bind(&self, settings: &settings::Gateway) -> Result<Vec<Move<'_>>, Failure> {
+        let fronts = self.fronts.iter().filter_map(|running| {
+            let wanted = settings.fronts.iter().find(|wanted| wanted.protocol == running.protocol)?;
+            Some((&running.place, &wanted.listen_addr))
+        });
+        let all = fronts.chain([(&self.place, &settings.listen_addr)]);
+        all.filter_map(|(place, wanted)| place.bind(wanted).transpose()).collect()
     }
 }
 
@@ -227,7 +244,6 @@ pub(crate) struct Fixed(BTreeMap<String, String>);
 impl Fixed {
     pub(crate) fn of_gateway(settings: &settings::Gateway, file: &File) -> Self {
         let mut fixed = Self::of_file(file);
-        fixed.note("gateway.listen_addr", &settings.listen_addr);
         fixed.note("gateway.open_ports_addr", &settings.open_ports_addr);
         fixed.note("gateway.idle_timeout", &settings.relay.idle_timeout);
         fixed.note("gateway.half_closed_timeout", &settings.relay.half_closed_timeout);
@@ -239,7 +255,6 @@ impl Fixed {
         fixed.note("gateway.memory_limit", &file.gateway.as_ref().map(|gateway| &gateway.memory_limit));
         for front in &settings.fronts {
             let name = front.protocol.as_str();
-            fixed.note(format!("proxy.{name}.listen_addr"), &front.listen_addr);
             fixed.note(format!("proxy.{name}.handshake_timeout"), &front.handshake_timeout);
             fixed.note(format!("proxy.{name}.keep_alive_timeout"), &front.keep_alive_timeout);
             fixed.note(format!("proxy.{name}.udp"), &front.udp);

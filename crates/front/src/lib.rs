@@ -48,7 +48,7 @@ mod tls;
 pub use connection::{Connection, UserStream};
 pub use farewell::farewell;
 pub use gone::{gone, lost};
-pub use listener::{DEFAULT_HANDSHAKE_TIMEOUT, Listener};
+pub use listener::{DEFAULT_HANDSHAKE_TIMEOUT, Listener, Rebind};
 pub use relay::{End, Relay, RelayConfig, relay};
 pub use rewind::Rewind;
 pub use throttle::Throttle;

@@ -1,9 +1,11 @@
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::pin::Pin;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use anyproxy_workers::Seats;
 use pin_project_lite::pin_project;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -40,7 +43,9 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration:
 ///
 /// [`serve`](Self::serve) is the accept loop. It owns the tasks of its connections.
 pub struct Listener {
-    sockets: Vec<TcpListener>,
+    sockets: Sockets,
+    /// Where other sockets come from while it serves.
+    rebound: Arc<Rebound>,
     tls: Option<Tls>,
     handshake_timeout: Duration,
     max_connections: usize,
@@ -103,8 +108,10 @@ impl Listener {
     }
 
     fn new(sockets: Vec<StdListener>) -> io::Result<Self> {
+        let sockets = sockets.into_iter().map(TcpListener::from_std).collect::<io::Result<_>>()?;
         Ok(Self {
-            sockets: sockets.into_iter().map(TcpListener::from_std).collect::<io::Result<_>>()?,
+            sockets: Sockets { open: sockets, arrived: VecDeque::new() },
+            rebound: Arc::default(),
             tls: None,
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
             max_connections: usize::MAX,
@@ -157,13 +164,19 @@ impl Listener {
         self
     }
 
+    /// The way to move it to other addresses while it serves.
+    #[must_use]
+    pub fn rebind(&self) -> Rebind {
+        Rebind(Arc::downgrade(&self.rebound))
+    }
+
     /// The addresses really bound.
     ///
     /// # Errors
     ///
     /// What the system says; never seen on a bound socket.
     pub fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
-        self.sockets.iter().map(TcpListener::local_addr).collect()
+        self.sockets.open.iter().map(TcpListener::local_addr).collect()
     }
 
     /// The first of the addresses really bound.
@@ -172,7 +185,7 @@ impl Listener {
     ///
     /// What the system says; never seen on a bound socket.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.sockets[0].local_addr()
+        self.sockets.open[0].local_addr()
     }
 
     /// Accepts users until `stop`, running `front` for each in a task of its own, then closes the sockets at once,
@@ -186,7 +199,7 @@ impl Listener {
     ///
     /// Dropping the future closes the sockets and aborts every connection: that is how a caller bounds the wait
     /// after `stop`, with a time-out around it.
-    pub async fn serve<F, Fut>(self, stop: CancellationToken, front: F)
+    pub async fn serve<F, Fut>(mut self, stop: CancellationToken, front: F)
     where
         F: Fn(UserStream, SocketAddr) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
@@ -203,7 +216,13 @@ impl Listener {
                     report(ended);
                     continue;
                 }
-                accepted = self.accept(&failures) => accepted,
+                () = self.rebound.wake.notified() => {
+                    if let Some(sockets) = self.rebound.take() {
+                        self.sockets.replace(sockets);
+                    }
+                    continue;
+                }
+                accepted = self.sockets.accept(&failures) => accepted,
             };
             let (mut tcp, source) = match accepted {
                 Ok(accepted) => accepted,
@@ -224,7 +243,7 @@ impl Listener {
                 debug!(%source, %error, "a connection was lost on its way to its thread");
             }
         }
-        drop((self.sockets, self.closed));
+        drop((self.sockets, self.rebound, self.closed));
         while let Some(ended) = connections.join_next().await {
             report(ended);
         }
@@ -279,26 +298,92 @@ impl Listener {
         };
         Ok(())
     }
+}
 
+/// Moves a [`Listener`] that [serves](Listener::serve) to other addresses. Clones move the same one.
+#[derive(Clone, Debug)]
+pub struct Rebind(Weak<Rebound>);
+
+impl Rebind {
+    /// Puts the sockets of `other` in the place of those it has, which are closed; all else stays as it was set, and the
+    /// living go on. Users whom the kernel had connected to the old ones are received first. Nothing happens where it
+    /// serves no more; of several moves in a row the last one counts.
+    pub fn to(&self, other: Listener) {
+        if let Some(rebound) = self.0.upgrade() {
+            *rebound.lock() = Some(other.sockets.open);
+            rebound.wake.notify_one();
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Rebound {
+    sockets: Mutex<Option<Vec<TcpListener>>>,
+    wake: Notify,
+}
+
+impl Rebound {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<TcpListener>>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Option<Vec<TcpListener>> {
+        self.lock().take()
+    }
+}
+
+/// What a listener accepts from.
+#[derive(Debug)]
+struct Sockets {
+    open: Vec<TcpListener>,
+    /// Who was connected to sockets that were closed since, and not accepted yet.
+    arrived: VecDeque<(TcpStream, SocketAddr)>,
+}
+
+impl Sockets {
     /// The next connection, after the pause that earlier failures ask for.
-    async fn accept(&self, failures: &Failures) -> io::Result<(TcpStream, SocketAddr)> {
+    async fn accept(&mut self, failures: &Failures) -> io::Result<(TcpStream, SocketAddr)> {
         if let Some(until) = failures.until {
             sleep_until(until).await;
         }
-        poll_fn(|cx| {
-            for socket in &self.sockets {
-                if let Poll::Ready(accepted) = socket.poll_accept(cx) {
-                    return Poll::Ready(accepted.map(|(tcp, source)| {
-                        // What listens on all addresses learns only now who comes.
-                        anyproxy_tcp::do_not_pace(&tcp, source.ip());
-                        (tcp, canonical(source))
-                    }));
-                }
-            }
-            Poll::Pending
-        })
-        .await
+        let (tcp, source) = match self.arrived.pop_front() {
+            Some(arrived) => arrived,
+            None => poll_fn(|cx| self.poll_accept(cx)).await?,
+        };
+        // What listens on all addresses learns only now who comes.
+        anyproxy_tcp::do_not_pace(&tcp, source.ip());
+        Ok((tcp, canonical(source)))
     }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        self.open.iter().map(|socket| socket.poll_accept(cx)).find(Poll::is_ready).unwrap_or(Poll::Pending)
+    }
+
+    /// Closes the sockets that are open, and goes on with `sockets`.
+    fn replace(&mut self, sockets: Vec<TcpListener>) {
+        for socket in mem::replace(&mut self.open, sockets) {
+            if let Err(error) = take_all(socket, &mut self.arrived) {
+                debug!(%error, "connections to a socket that was closed are lost");
+            }
+        }
+    }
+}
+
+/// Accepts whom the kernel has connected to `socket`, and closes it. The system is asked, not the runtime, which may not
+/// have heard of the last ones.
+fn take_all(socket: TcpListener, arrived: &mut VecDeque<(TcpStream, SocketAddr)>) -> io::Result<()> {
+    let socket = socket.into_std()?;
+    for _ in 0..=BACKLOG {
+        match socket.accept() {
+            Ok((tcp, source)) => {
+                tcp.set_nonblocking(true)?;
+                arrived.push_back((TcpStream::from_std(tcp)?, source));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A connection on its way to its thread. A socket is watched by the runtime it was made in, so one that goes elsewhere is
@@ -565,6 +650,53 @@ mod tests {
         assert!(!server.is_finished());
         drop(user);
         (&mut server).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn r5_a_listener_moves_with_its_settings_and_the_living_go_on() {
+        let (old, old_address) = loopback();
+        let (new, new_address) = loopback();
+        let rebind = old.rebind();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(old.with_max_connections(2).serve(stop.clone(), echo));
+        let mut living = TcpStream::connect(old_address).await.unwrap();
+        living.write_all(b"ping").await.unwrap();
+        living.read_u32().await.unwrap();
+
+        rebind.to(new);
+        // Bound already: whoever comes before the move waits.
+        let mut second = TcpStream::connect(new_address).await.unwrap();
+        second.write_all(b"ping").await.unwrap();
+        second.read_u32().await.unwrap();
+        assert!(TcpStream::connect(old_address).await.is_err());
+        living.write_all(b"pong").await.unwrap();
+        living.read_u32().await.unwrap();
+        assert!(!answers(new_address).await, "one more than the limit");
+
+        drop((living, second));
+        stop.cancel();
+        server.await.unwrap();
+        assert!(TcpStream::connect(new_address).await.is_err());
+        let (late, late_address) = loopback();
+        rebind.to(late);
+        assert!(TcpStream::connect(late_address).await.is_err(), "nobody serves any more");
+    }
+
+    #[tokio::test]
+    async fn r5_who_was_connected_to_the_old_address_before_the_move_is_served() {
+        let (old, old_address) = loopback();
+        let (new, new_address) = loopback();
+        let mut users = Vec::new();
+        for _ in 0..3 {
+            users.push(TcpStream::connect(old_address).await.unwrap());
+        }
+        old.rebind().to(new);
+        let _server = tokio::spawn(old.serve(CancellationToken::new(), echo));
+        for user in &mut users {
+            user.write_all(b"ping").await.unwrap();
+            user.read_u32().await.unwrap();
+        }
+        assert!(answers(new_address).await);
     }
 
     #[tokio::test]
