@@ -91,6 +91,10 @@ fn describe(error: &serde_saphyr::Error) -> String {
         Yaml::SerdeInvalidType { expected, .. } | Yaml::SerdeInvalidValue { expected, .. } => {
             format!("expected {expected}")
         }
+        Yaml::MultipleDocuments { .. } => "a second document begins here, and a file is one".to_owned(),
+        Yaml::UnknownAnchor { .. } => {
+            "what begins with * is to be quoted, as in [\"*.example.com\"]".to_owned()
+        }
         Yaml::Message { msg, .. } => msg.clone(),
         Yaml::AliasError { error, .. } => describe(error),
         other => {

@@ -245,6 +245,14 @@ client:
     }
 
     #[test]
+    fn what_yaml_takes_for_something_else_is_told_in_our_words() {
+        let second = mistake("log: { level: info }\n---\nlog: { level: warn }\n");
+        assert!(second.contains("a second document begins here"), "{second}");
+        let star = mistake("gateway:\n  allowed_hosts: [*.example.com]\n");
+        assert!(star.contains("is to be quoted"), "{star}");
+    }
+
+    #[test]
     fn replicas_are_a_number_or_a_range() {
         let replicas = |value: &str| {
             let file = File::parse("f", &format!("client: {{ replicas: {value} }}\n"));

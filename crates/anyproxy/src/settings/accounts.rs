@@ -2,17 +2,18 @@
 
 use std::fs;
 
-use anyproxy_auth::{Accounts, PasswordHash, User, htpasswd};
+use anyproxy_auth::{Accounts, Password, PasswordHash, User, htpasswd};
 use anyproxy_config::{self as config, Place, Spanned};
 use anyproxy_core::{Account, Secret};
 
-use super::Source;
+use super::{Protocol, Source};
 use crate::failure::Failure;
 use crate::secrets::secret;
 
 /// The accounts of a front; `None` for a front that knows none.
 pub(super) fn of_front(
     source: &Source,
+    protocol: Protocol,
     section: &Spanned<config::Front>,
 ) -> Result<Option<Accounts>, Failure> {
     let front = &section.value;
@@ -41,6 +42,9 @@ pub(super) fn of_front(
     if users.is_empty() && front.users.is_none() && front.users_file.is_none() {
         return Ok(None);
     }
+    if protocol == Protocol::Socks5 {
+        users.check_for_socks5(source)?;
+    }
     users.check(source).map(Some)
 }
 
@@ -60,6 +64,19 @@ impl Placed {
 
     pub(super) fn is_empty(&self) -> bool {
         self.users.is_empty()
+    }
+
+    /// Refuses the first whose password SOCKS5 has no room for (RFC 1929 section 2).
+    fn check_for_socks5(&self, source: &Source) -> Result<(), Failure> {
+        let too_long = |user: &User| match &user.password {
+            Password::Plain(password) => password.expose_secret().len() > usize::from(u8::MAX),
+            Password::Hash(_) => false,
+        };
+        let Some(index) = self.users.iter().position(too_long) else { return Ok(()) };
+        Err(source.mistake(
+            self.places[index],
+            "the password is longer than 255 bytes, the most that SOCKS5 carries",
+        ))
     }
 
     /// The accounts of them all, or the first who can have none.
@@ -149,5 +166,33 @@ pub(super) fn proof(
             Err(source.mistake(place, "an account needs a password, password_file or password_hash"))
         }
         (Some(_), Some(_)) => Err(source.mistake(place, "give either a password or a password_hash")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::fixture::source;
+    use crate::settings::{Front, Protocol};
+
+    #[test]
+    fn a_password_that_socks5_cannot_carry_is_a_mistake_where_nothing_else_is_spoken() {
+        for (front, length, taken) in [
+            (Protocol::Socks5, 255, true),
+            (Protocol::Socks5, 256, false),
+            (Protocol::Mixed, 256, true),
+            (Protocol::Http, 1_024, true),
+        ] {
+            let text = format!(
+                "proxy:\n  {}:\n    listen_addr: '127.0.0.1:0'\n    users: [{{ username: u, password: {} }}]\n",
+                front.as_str(),
+                "x".repeat(length)
+            );
+            let (source, _dir) = source(&text);
+            let fronts = Front::all(&source);
+            assert_eq!(fronts.is_ok(), taken, "{front:?} {length}");
+            if let Err(failure) = fronts {
+                assert!(failure.to_string().starts_with("f.yaml:4:13: the password is longer"), "{failure}");
+            }
+        }
     }
 }

@@ -47,7 +47,7 @@ impl Client {
         config.idle_timeout = unless_zero(section.idle_timeout, IDLE_TIMEOUT);
         config.half_closed_timeout = unless_zero(section.half_closed_timeout, HALF_CLOSED_TIMEOUT);
         config.drain_timeout = duration(section.drain_timeout, DRAIN_TIMEOUT);
-        config.tunnel = tunnel(source, section.ping_interval, section.ping_timeout, section.memory_limit)?;
+        config.tunnel = tunnel(wrong, section.ping_interval, section.ping_timeout, section.memory_limit)?;
         config.check().map_err(|error| Failure::of(&source.name, error))?;
         let busy_poll = busy_poll(section.busy_poll, wrong)?;
         Ok(Self { config, busy_poll })

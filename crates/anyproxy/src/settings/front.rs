@@ -121,7 +121,7 @@ impl Front {
         let at = |what: String| source.mistake(section.defined, what);
         let listen_addr =
             front.listen_addr.as_ref().ok_or_else(|| at(format!("proxy.{name} needs a listen_addr")))?;
-        let accounts = accounts::of_front(source, section)?;
+        let accounts = accounts::of_front(source, protocol, section)?;
         let anonymous = front.allow_anonymous.unwrap_or(false);
         match &accounts {
             None if !anonymous && !listen_addr.value.is_loopback() => {

@@ -94,9 +94,9 @@ impl Gateway {
             limits: Limits::new(source, section)?,
             open_ports_addr: match &section.open_ports_addr {
                 None => Ipv4Addr::LOCALHOST.into(),
-                Some(text) => text
-                    .parse()
-                    .map_err(|_| source.wrong(format!("open_ports_addr: {text:?} is not an address")))?,
+                Some(text) => {
+                    text.parse().map_err(|_| wrong(format!("open_ports_addr: {text:?} is not an address")))?
+                }
             },
             relay: RelayConfig {
                 idle_timeout: unless_zero(section.idle_timeout, IDLE_TIMEOUT),
@@ -111,7 +111,7 @@ impl Gateway {
             // The client is told two thirds of it.
             open_timeout: connect_timeout + connect_timeout / 2,
             drain_timeout: duration(section.drain_timeout, DRAIN_TIMEOUT),
-            tunnel: tunnel(source, section.ping_interval, section.ping_timeout, section.memory_limit)?,
+            tunnel: tunnel(wrong, section.ping_interval, section.ping_timeout, section.memory_limit)?,
             busy_poll: busy_poll(section.busy_poll, wrong)?,
         })
     }

@@ -139,7 +139,7 @@ fn busy_poll(
 
 /// The limits of a tunnel, from the keys both ends have.
 fn tunnel(
-    source: &Source,
+    wrong: impl Fn(String) -> Failure,
     ping_interval: Option<anyproxy_config::Duration>,
     ping_timeout: Option<anyproxy_config::Duration>,
     memory_limit: Option<anyproxy_config::Bytes>,
@@ -147,13 +147,12 @@ fn tunnel(
     let mut config = anyproxy_tunnel::Config::default();
     config.mux.ping_interval = duration(ping_interval, config.mux.ping_interval);
     if config.mux.ping_interval < LEAST_PING_INTERVAL {
-        return Err(source.wrong("ping_interval is below 1s, which the other end takes for a flood"));
+        return Err(wrong("ping_interval is below 1s, which the other end takes for a flood".to_owned()));
     }
-    let wrong = |what| source.wrong(what);
-    config.mux.ping_timeout = positive("ping_timeout", ping_timeout, config.mux.ping_timeout, wrong)?;
+    config.mux.ping_timeout = positive("ping_timeout", ping_timeout, config.mux.ping_timeout, &wrong)?;
     let limit = memory_limit.map_or_else(|| process::memory() / 2, |limit| limit.0);
     if limit < LEAST_MEMORY {
-        return Err(source.wrong("memory_limit is below 1MiB: hardly a stream would move"));
+        return Err(wrong("memory_limit is below 1MiB: hardly a stream would move".to_owned()));
     }
     config.memory = Memory::new(limit);
     Ok(config)
