@@ -154,7 +154,8 @@ pub(crate) fn head_end(src: &[u8], seen: usize) -> Option<usize> {
     })
 }
 
-/// The one length a message claims, if it claims one. Repeated equal ones are one (RFC 9110 section 8.6).
+/// The one length a message claims, if it claims one. Repeated equal ones are one (RFC 9110 section 8.6). One beyond what
+/// 63 bits hold is none: another reader would see a negative or a shorter one.
 pub(crate) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
     let mut length = None;
     for value in headers.get_all(CONTENT_LENGTH) {
@@ -173,7 +174,10 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Malform
 fn number(digits: &[u8]) -> Option<u64> {
     let (first, others) = digits.split_first()?;
     let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
-    others.iter().try_fold(digit(first)?, |number, byte| number.checked_mul(10)?.checked_add(digit(byte)?))
+    let number = others
+        .iter()
+        .try_fold(digit(first)?, |number, byte| number.checked_mul(10)?.checked_add(digit(byte)?));
+    number.filter(|number| *number <= i64::MAX as u64)
 }
 
 /// Whether the transfer coding is `chunked` and nothing else, written once.
@@ -458,7 +462,18 @@ mod tests {
         assert_eq!(framing("Content-Length: 5\r\nContent-Length: 6\r\n"), Err(Malformed::Length));
         assert_eq!(framing("Content-Length: 5, 6\r\n"), Err(Malformed::Length));
         assert_eq!(framing("Content-Length: 5, 5\r\nContent-Length: 5\r\n"), Ok(Framing::Length(5)));
-        for bad in ["+5", "0x5", "5_0", "-1", "", "99999999999999999999", "5 5"] {
+        assert_eq!(framing("Content-Length: 9223372036854775807\r\n"), Ok(Framing::Length(i64::MAX as u64)));
+        for bad in [
+            "+5",
+            "0x5",
+            "5_0",
+            "-1",
+            "",
+            "9223372036854775808",
+            "12345678901234567890",
+            "99999999999999999999",
+            "5 5",
+        ] {
             assert_eq!(framing(&format!("Content-Length: {bad}\r\n")), Err(Malformed::Length), "{bad:?}");
         }
     }

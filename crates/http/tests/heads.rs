@@ -75,6 +75,7 @@ async fn h7_a_length_is_a_number_and_one() {
             "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: -1\r\n\r\nhello",
             "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length:\r\n\r\nhello",
             "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 99999999999999999999\r\n\r\nhello",
+            "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 12345678901234567890\r\n\r\nhello",
             "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5, 6\r\n\r\nhello",
             "POST http://t/ HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         ],
