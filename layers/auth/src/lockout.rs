@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -262,7 +262,8 @@ impl SharedTable {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().expect("nothing panics under this lock")
+        // Nothing panics while it holds the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -329,7 +330,10 @@ impl Record {
             self.wrong = 0;
             self.window_ends = self.locked_until;
         }
-        let remembered = if self.locks == 0 { self.window_ends } else { self.locked_until + policy.longest };
+        let remembered = match self.locks {
+            0 => self.window_ends,
+            _ => self.locked_until + policy.longest.min(FOR_EVER),
+        };
         self.forget_at = self.window_ends.max(remembered);
     }
 }
@@ -425,6 +429,16 @@ mod tests {
         advance(Duration::from_secs(600)).await;
         ten_wrong(&mut door, A).await;
         assert_eq!(outcome(&mut door, login(A, Some("right"))).await, locked(15));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_of_the_longest_times_there_are_locks_out_as_any_other() {
+        let (window, first, longest) = (Duration::MAX, Duration::MAX, Duration::MAX);
+        let policy = LockoutPolicy { window, first, longest, ..LockoutPolicy::default() };
+        let mut door = doorkeeper(&LockoutLayer::new(policy));
+        ten_wrong(&mut door, A).await;
+        assert_eq!(outcome(&mut door, login(A, Some("right"))).await, locked(FOR_EVER.as_secs()));
+        assert_eq!(outcome(&mut door, login(B, Some("right"))).await, None);
     }
 
     #[tokio::test(start_paused = true)]
