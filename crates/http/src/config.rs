@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use anyproxy_core::FOR_EVER;
 use anyproxy_front::RelayConfig;
 use http::HeaderValue;
 
@@ -7,8 +8,17 @@ use crate::name::ProxyName;
 
 /// The smallest head limit that means anything: less does not hold an ordinary browser's request.
 const SMALLEST_HEAD: usize = 8 * 1024;
+/// The largest: one connection holds twice as much, so more would be a way to be out of memory.
+const LARGEST_HEAD: usize = 16 * 1024 * 1024;
+/// The most header fields that may be allowed: room for them is taken for each head, and a map of a third more panics.
+const MOST_HEADERS: usize = 16 * 1024;
+/// The largest window of HTTP/2 (RFC 9113 section 6.9.1).
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 
 /// The settings of an HTTP front. `Config::default()` is what a gateway on the open internet wants.
+///
+/// A value out of the range that its field names means the nearest one in it, and a time-out of more than a hundred years
+/// ([`FOR_EVER`]) means that.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
@@ -17,10 +27,11 @@ pub struct Config {
     /// How this proxy signs `Via` and `Proxy-Status` (default: `anyproxy-` and eight random hex digits). Two proxies in
     /// a row must not share a name: a request that comes back with one's own is refused as a loop.
     pub name: ProxyName,
-    /// The longest request or response head, in bytes (default: 64 KiB; never less than 8 KiB). Longer requests get
-    /// 431, longer responses become 502. A connection holds at most about twice this.
+    /// The longest request or response head, in bytes (default: 64 KiB; 8 KiB to 16 MiB). Longer requests get 431,
+    /// longer responses become 502. A connection holds at most about twice this.
     pub max_head: usize,
-    /// The most header fields of a request, and the most that its `Connection` may name (default: 100). More get 431.
+    /// The most header fields of a request, and the most that its `Connection` may name (default: 100; at most 16,384).
+    /// More get 431.
     pub max_headers: usize,
     /// The longest request target, in bytes (default: 8 KiB). Longer ones get 414.
     pub max_uri: usize,
@@ -47,10 +58,10 @@ pub struct Config {
     pub relay: RelayConfig,
     /// The most requests at once on an HTTP/2 connection (default: 128).
     pub max_concurrent_streams: u32,
-    /// The receive window of one HTTP/2 stream, in bytes (default: 256 KiB): what a user may send ahead of a slow
-    /// target.
+    /// The receive window of one HTTP/2 stream, in bytes (default: 256 KiB; at most 2^31 - 1): what a user may send
+    /// ahead of a slow target.
     pub stream_window: u32,
-    /// The receive window of a whole HTTP/2 connection, in bytes (default: 1 MiB).
+    /// The receive window of a whole HTTP/2 connection, in bytes (default: 1 MiB; at most 2^31 - 1).
     pub connection_window: u32,
 }
 
@@ -77,8 +88,19 @@ impl Default for Config {
 }
 
 impl Config {
-    pub(crate) fn head_limit(&self) -> usize {
-        self.max_head.max(SMALLEST_HEAD)
+    /// With every value in its range, so that whoever takes one need not fear to add to it.
+    pub(crate) fn in_range(self) -> Self {
+        Self {
+            max_head: self.max_head.clamp(SMALLEST_HEAD, LARGEST_HEAD),
+            max_headers: self.max_headers.min(MOST_HEADERS),
+            head_timeout: self.head_timeout.min(FOR_EVER),
+            keep_alive_timeout: self.keep_alive_timeout.min(FOR_EVER),
+            idle_timeout: self.idle_timeout.map(|limit| limit.min(FOR_EVER)),
+            parked_timeout: self.parked_timeout.min(FOR_EVER),
+            stream_window: self.stream_window.min(LARGEST_WINDOW),
+            connection_window: self.connection_window.min(LARGEST_WINDOW),
+            ..self
+        }
     }
 }
 

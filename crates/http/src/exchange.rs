@@ -127,7 +127,7 @@ where
             method: request.method,
             upload,
             out: Out { head: request.head, ..Out::default() },
-            reader: HeadReader { partial: BytesMut::new(), room: config.head_limit(), heard: false },
+            reader: HeadReader { partial: BytesMut::new(), room: config.max_head, heard: false },
             download: Download::Head,
             length: None,
             keeps_alive: false,

@@ -62,7 +62,7 @@ where
         + 'static,
     St: ByteStream,
 {
-    let head = u32::try_from(config.head_limit()).unwrap_or(u32::MAX);
+    let head = u32::try_from(config.max_head).unwrap_or(u32::MAX);
     let greeting = h2::server::Builder::new()
         .initial_window_size(config.stream_window)
         .initial_connection_window_size(config.connection_window)

@@ -58,10 +58,10 @@ impl<M> HttpProxy<M> {
 }
 
 impl<M, L> HttpProxy<M, L> {
-    /// Replaces the settings.
+    /// Replaces the settings; see [`Config`] for the ranges that they are brought into.
     #[must_use]
     pub fn with_config(mut self, config: Config) -> Self {
-        self.config = Arc::new(config);
+        self.config = Arc::new(config.in_range());
         self
     }
 
@@ -269,7 +269,7 @@ where
 
     fn http1(&self) -> http1::Builder {
         let mut builder = http1::Builder::new();
-        let head = self.config.head_limit();
+        let head = self.config.max_head;
         builder.timer(TokioTimer::new()).header_read_timeout(None).max_header_size(head).max_buf_size(head);
         if self.config.max_headers != 100 {
             // Hyper's own default is 100 and costs no allocation.

@@ -216,7 +216,7 @@ impl Session {
             return true;
         }
         let wire = self.wire.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-        wire <= self.earned.load(Ordering::Relaxed) + slack as u64
+        wire <= self.earned.load(Ordering::Relaxed).saturating_add(slack as u64)
     }
 }
 
@@ -368,7 +368,7 @@ impl<U> Watched<U> {
             parked: config.parked_timeout,
             idle: config.idle_timeout,
             // What the machine may have read and not delivered yet: a full buffer, and a piece on its way.
-            slack: config.max_padding + 2 * config.head_limit(),
+            slack: config.max_padding.saturating_add(2 * config.max_head),
         };
         Self {
             inner,

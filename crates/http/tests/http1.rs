@@ -1392,6 +1392,83 @@ async fn config_names_the_proxy_and_its_realm() {
     assert!(user.head().await.contains("proxy-status: other; error=dns_error"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_config_may_say_the_largest_values_there_are() {
+    type Say = fn(&mut Config);
+    let says: [Say; 7] = [
+        |config| config.head_timeout = Duration::MAX,
+        |config| config.keep_alive_timeout = Duration::MAX,
+        |config| config.parked_timeout = Duration::MAX,
+        |config| config.idle_timeout = Some(Duration::MAX),
+        |config| config.max_head = usize::MAX,
+        |config| config.max_headers = usize::MAX,
+        |config| config.max_padding = usize::MAX,
+    ];
+    // All at once, for what only comes of two of them; then each alone.
+    let all: Vec<Say> = says.to_vec();
+    for says in std::iter::once(all).chain(says.map(|say| vec![say])) {
+        let mut config = Config::default();
+        says.iter().for_each(|say| say(&mut config));
+        let stage = Stage::keeping();
+        let mut user = stage.user_of(HttpProxy::new(stage.stack()).with_config(config));
+        let mut target = None;
+        for _ in 0..2 {
+            // Each wait that a time-out is for begins.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            user.say("POST http://t/ HTTP/1.1\r\nHost: t\r\n").await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            user.say("Transfer-Encoding: chunked\r\n\r\n").await;
+            let target = match &mut target {
+                Some(target) => target,
+                none => none.insert(stage.target().await),
+            };
+            target.head().await;
+            let upload = async {
+                for _ in 0..32 {
+                    user.say(&format!("8000\r\n{}\r\n", "x".repeat(0x8000))).await;
+                }
+                user.say("0\r\n\r\n").await;
+            };
+            let received = async {
+                let mut body = Vec::new();
+                while !body.ends_with(b"\r\n0\r\n\r\n") {
+                    assert!(target.io.read_buf(&mut body).await.unwrap() > 0);
+                }
+                body.iter().filter(|byte| **byte == b'x').count()
+            };
+            assert_eq!(tokio::join!(upload, received).1, 32 * 0x8000);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let body = "y".repeat(1024 * 1024);
+            let taken = async {
+                // More than the pipes hold: the proxy waits for a user who takes nothing.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                assert!(user.head().await.starts_with("HTTP/1.1 200 "));
+                user.take(body.len()).await
+            };
+            let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let (taken, ()) = tokio::join!(taken, target.say(&response));
+            assert!(taken == body);
+        }
+        assert_eq!(stage.opened(), 1);
+    }
+}
+
+#[tokio::test]
+async fn no_config_allows_more_than_16384_fields() {
+    for (fields, expected) in [(16_384, None), (16_385, Some("HTTP/1.1 431 "))] {
+        let mut config = Config::default();
+        (config.max_head, config.max_headers) = (usize::MAX, usize::MAX);
+        let stage = Stage::open();
+        let mut user = stage.user_of(HttpProxy::new(stage.stack()).with_config(config));
+        let names: String = (1..fields).map(|nth| format!("x-{nth}: \r\n")).collect();
+        user.say(&format!("GET http://t/ HTTP/1.1\r\nHost: t\r\n{names}\r\n")).await;
+        match expected {
+            None => assert!(stage.target().await.head().await.contains("\r\nx-16383: \r\n")),
+            Some(status) => assert!(user.head().await.starts_with(status)),
+        }
+    }
+}
+
 #[tokio::test]
 async fn i5_a_cut_response_whose_end_is_the_connection_s_is_a_reset() {
     for (response, whole) in [("5\r\nhello\r\n", false), ("5\r\nhello\r\n0\r\n\r\n", true)] {

@@ -646,6 +646,36 @@ async fn tls_agrees_on_http_2_or_on_http_1_1() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_config_may_say_the_largest_values_there_are() {
+    let says: [fn(&mut Config); 6] = [
+        |config| config.stream_window = u32::MAX,
+        |config| config.connection_window = u32::MAX,
+        |config| config.max_concurrent_streams = u32::MAX,
+        |config| config.keep_alive_timeout = Duration::MAX,
+        |config| config.idle_timeout = Some(Duration::MAX),
+        |config| config.max_head = usize::MAX,
+    ];
+    for say in says {
+        let mut config = Config::default();
+        say(&mut config);
+        let stage = Stage::open();
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        serve_with(config, &stage, far);
+        let mut user = greet(near).await;
+        // Each wait that a time-out is for begins.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let (response, mut send) = user.ask(request(Method::POST, "http://t/"), false);
+        send.send_data(Bytes::from(vec![b'x'; 100_000]), true).unwrap();
+        let mut target = stage.target().await;
+        target.head().await;
+        target.take(100_000).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        target.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        assert_eq!(read(response.await.unwrap().into_body()).await.unwrap(), "ok");
+    }
+}
+
 struct User {
     requests: SendRequest<Bytes>,
     pings: Option<h2::PingPong>,
@@ -661,6 +691,10 @@ impl User {
 fn serve(stage: &Stage, far: tokio::io::DuplexStream) {
     let mut config = Config::default();
     config.name = ProxyName::new("gate").unwrap();
+    serve_with(config, stage, far);
+}
+
+fn serve_with(config: Config, stage: &Stage, far: tokio::io::DuplexStream) {
     let proxy = HttpProxy::new(stage.stack()).with_config(config);
     let stop = stage.stop.clone();
     tokio::spawn(async move { proxy.serve_http2(far, source(), &stop).await });
@@ -669,10 +703,15 @@ fn serve(stage: &Stage, far: tokio::io::DuplexStream) {
 async fn connect(stage: &Stage) -> User {
     let (near, far) = tokio::io::duplex(64 * 1024);
     serve(stage, far);
+    greet(near).await
+}
+
+async fn greet(near: tokio::io::DuplexStream) -> User {
     let (requests, mut connection) = h2::client::handshake(near).await.unwrap();
     // The proxy's settings arrive before the first request: extended CONNECT needs them.
     std::future::poll_fn(|cx| {
-        let _ = Pin::new(&mut connection).poll(cx);
+        let ended = Pin::new(&mut connection).poll(cx);
+        assert!(ended.is_pending(), "{ended:?}");
         if requests.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
