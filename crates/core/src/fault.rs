@@ -1,5 +1,6 @@
 use std::error::Error;
 use std::fmt;
+use std::io;
 
 use crate::Outcome;
 
@@ -35,7 +36,11 @@ impl Fault {
             if let Some(fault) = error.downcast_ref::<Self>() {
                 return Some(*fault);
             }
-            link = error.source();
+            // As in `Outcome::of`: what an `io::Error` wraps is not its source.
+            link = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
         }
         None
     }
@@ -72,5 +77,17 @@ impl fmt::Display for Fault {
 impl Error for Fault {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(self.outcome())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_inside_an_io_error_is_found() {
+        let fault = Fault::Unreached(Outcome::TunnelLost);
+        assert_eq!(Fault::of(&io::Error::other(fault)), Some(fault));
+        assert_eq!(Fault::of(&io::Error::from(io::ErrorKind::ConnectionRefused)), None);
     }
 }
