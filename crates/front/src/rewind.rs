@@ -52,6 +52,10 @@ impl<U: Connection> Connection for Rewind<U> {
         self.inner.abort_when_lost(abort);
     }
 
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.inner.poll_lost(cx)
+    }
+
     fn failure(&self) -> Option<io::Error> {
         self.inner.failure()
     }
@@ -113,9 +117,27 @@ impl<U: AsyncWrite + Unpin> AsyncWrite for Rewind<U> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncWriteExt as _, duplex};
+    use std::future::poll_fn;
+
+    use tokio::io::{AsyncWriteExt as _, Empty, Join, Sink, duplex, empty, join, sink};
 
     use super::*;
+
+    /// One that is lost.
+    impl Connection for Join<Empty, Sink> {
+        fn abort(&mut self) {}
+
+        fn poll_lost(&mut self, _: &mut Context<'_>) -> Poll<io::Error> {
+            Poll::Ready(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_loss_of_the_connection_is_told() {
+        let mut user = Rewind::new(Bytes::from_static(b"abc"), join(empty(), sink()));
+        let told = poll_fn(|cx| Poll::Ready(user.poll_lost(cx))).await;
+        assert!(matches!(told, Poll::Ready(error) if error.kind() == io::ErrorKind::BrokenPipe));
+    }
 
     #[tokio::test]
     async fn a_peeked_byte_is_read_again() {
