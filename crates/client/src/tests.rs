@@ -541,6 +541,22 @@ async fn u7_the_destination_sent_to_longest_ago_gives_way() {
 }
 
 #[tokio::test]
+async fn a_fin_ends_both_ways_of_a_flow() {
+    let target = udp_target().await;
+    let world = World::new(|_| {}).await;
+    let address = target.local_addr().unwrap();
+    let open = Open::udp(9, HostRef::Ip(address.ip()), address.port());
+    let (mut flow, _) = world.open(open).await.unwrap();
+    flow.write_all(b"\0\x05hello").await.unwrap();
+    flow.shutdown().await.unwrap();
+    let mut buf = [0; 5];
+    assert_eq!(target.recv(&mut buf).await.unwrap(), 5);
+    let ended = timeout(Duration::from_secs(5), flow.read(&mut buf)).await;
+    assert_eq!(ended.expect("the flow is over").unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
 async fn u9_datagrams_of_the_target_alone_do_not_keep_a_flow() {
     let (target, other) = (udp_target().await, udp_target().await);
     let world = World::new(|config| config.udp_idle_timeout = Duration::from_millis(200)).await;
