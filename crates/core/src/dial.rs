@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Digest, Front, Identity, Journal, RulesVersion, SourcePrefix, Target};
+use crate::{Digest, Front, Identity, Journal, RulesMark, SourcePrefix, Target};
 
 /// The flows of one user socket: udp dials of the same association leave from one socket at the far end, so that
 /// peers see one source port.
@@ -90,7 +90,7 @@ pub struct Dial {
     pub identity: Identity,
     /// The rules that the far end has still to apply, left by the policy that could not judge alone. A field, not an
     /// extension: with rules on ranges every dial to a name has it, and extensions cost allocations at every clone.
-    pub rules: Option<RulesVersion>,
+    pub rules: Option<RulesMark>,
     /// What becomes known about the dial on its way.
     pub journal: Journal,
     /// A note of the front to a layer of its own further down, which knows it by its type. A field, not an extension:

@@ -17,7 +17,7 @@
 //! - [`poll_read_bytes`], [`lend`], [`share`]: how bulk passes wrappers without a copy;
 //! - [`Endpoints`]: the members of a group, as a balancer sees them; [`Fault`]: what a failed dial says about one;
 //!   [`OnlyClient`]: the one that a dial is for;
-//! - [`RulesVersion`]: which rules the far end has still to apply;
+//! - [`RulesMark`]: which rules the far end has still to apply;
 //! - [`Journal`]: what is learned about a dial on its way, for the one who writes the access line.
 //!
 //! The smallest dial service answers each dial with a pipe:
@@ -93,7 +93,7 @@ pub use login::{Front, Login};
 pub use outcome::Outcome;
 pub use printable::printable;
 pub use refusal::Refusal;
-pub use rules::RulesVersion;
+pub use rules::{Judge, RulesMark, RulesVersion};
 pub use seam::{BoxDial, BoxFuture, BoxGateway, BoxStream};
 pub use service::{DialService, GatewayStack, Verifier};
 pub use source::SourcePrefix;

@@ -5,8 +5,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyproxy_core::{
-    Account, BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Journal, Load, Network, RulesVersion,
-    TraceParent,
+    Account, BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Journal, Load, Network, TraceParent,
 };
 use anyproxy_tunnel::frame::{HostRef, MAX_GROUP, MAX_GROUPS, MAX_USER, Open, OpenOk};
 use anyproxy_tunnel::{OpenError, Opening, Stream, Tunnel};
@@ -322,7 +321,7 @@ fn open(dial: &Dial, limit: Duration) -> Open {
         groups: dial.identity.groups().map(str::to_owned).collect(),
         front: dial.front.as_str().to_owned(),
         source: Some(dial.source),
-        rules: dial.rules.map_or(0, RulesVersion::get),
+        rules: dial.rules.map_or(0, |mark| mark.version().get()),
         traceparent: dial.extensions.get::<TraceParent>().map(TraceParent::to_string),
         // The client gives up first, so that a silent target and a silent client are told apart.
         deadline_ms: u32::try_from((limit * 2 / 3).as_millis()).unwrap_or(u32::MAX),

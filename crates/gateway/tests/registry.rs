@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyproxy_core::{
-    Account, Association, Dial, DialService as _, Endpoint as _, Endpoints as _, Fault, Front, Network,
-    Outcome, RulesVersion, Target, TraceParent,
+    Account, Association, Dial, DialService as _, Endpoint as _, Endpoints as _, Fault, Front, Judge,
+    Network, Outcome, RulesMark, RulesVersion, Target, TraceParent,
 };
 use anyproxy_gateway::{Clients, Config, OnlyClient};
 use anyproxy_tunnel::frame::{ClientHello, GoAwayCode, OpenErr, OpenErrClass, OpenOk};
@@ -49,7 +49,7 @@ async fn a_dial_becomes_a_stream_at_the_client_and_the_journal_knows_it() {
     let mut dial = dial("blue");
     let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
     dial.extensions.insert(trace.clone());
-    dial.rules = RulesVersion::new(7);
+    dial.rules = RulesVersion::new(7).map(|version| RulesMark::new(version, Judge::new()));
     let (journal, source) = (dial.journal.clone(), dial.source);
     let dialing = tokio::spawn(house.serving("blue")[0].dial(dial));
     let request = next_open(&mut peer).await;

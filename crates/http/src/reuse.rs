@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use anyproxy_core::{ByteStream, Dial, Identity, Journal, OnlyClient, RulesVersion, Target};
+use anyproxy_core::{ByteStream, Dial, Identity, Journal, OnlyClient, RulesMark, Target};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::runtime::Handle;
@@ -189,7 +189,7 @@ struct Tenancy {
     /// The one client that may serve it.
     only: Option<OnlyClient>,
     /// What the far end had still to apply: under other rules it might have opened nothing.
-    rules: Option<RulesVersion>,
+    rules: Option<RulesMark>,
     /// Of the dial that opened the stream: who serves it.
     journal: Journal,
     epoch: u64,

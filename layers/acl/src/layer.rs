@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use anyproxy_core::{BoxError, Dial, RulesVersion};
+use anyproxy_core::{BoxError, Dial, Judge, RulesMark};
 use arc_swap::ArcSwap;
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -14,14 +14,14 @@ use crate::{Cause, Denied, Policy, Question, Verdict};
 /// Applies [`Acl`].
 #[derive(Clone)]
 pub struct AclLayer {
-    in_force: Arc<ArcSwap<InForce>>,
+    in_force: Arc<InForce>,
     judges: Judges,
 }
 
-/// A policy, and what dials may still carry of the one before.
+/// The policy in force, and as whom its layers mark dials, whichever it is.
 struct InForce {
-    policy: Arc<Policy>,
-    before: Option<RulesVersion>,
+    policy: ArcSwap<Policy>,
+    judge: Judge,
 }
 
 /// Which dials are judged.
@@ -47,7 +47,7 @@ impl AclLayer {
     pub fn pair(policy: Policy) -> (Self, AclHandle) {
         // The version is a fingerprint where none was given: not to be made during the first dial that needs it.
         let _ = policy.version();
-        let in_force = Arc::new(ArcSwap::from_pointee(InForce { policy: Arc::new(policy), before: None }));
+        let in_force = Arc::new(InForce { policy: ArcSwap::from_pointee(policy), judge: Judge::new() });
         (Self { in_force: in_force.clone(), judges: Judges::All }, AclHandle { in_force })
     }
 
@@ -70,21 +70,21 @@ impl<S> Layer<S> for AclLayer {
 
 impl fmt::Debug for AclLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AclLayer").field("policy", &self.in_force.load().policy).finish()
+        f.debug_struct("AclLayer").field("policy", &self.in_force.policy.load()).finish()
     }
 }
 
 /// Replaces the policy of a running [`AclLayer`]; all services it has made see it with their next dial.
 #[derive(Clone)]
 pub struct AclHandle {
-    in_force: Arc<ArcSwap<InForce>>,
+    in_force: Arc<InForce>,
 }
 
 impl AclHandle {
     /// The policy in force.
     #[must_use]
     pub fn policy(&self) -> Arc<Policy> {
-        self.in_force.load().policy.clone()
+        self.in_force.policy.load_full()
     }
 
     /// Puts another policy in force, whole and at once: each dial is judged by one or the other. Dials that have
@@ -94,14 +94,13 @@ impl AclHandle {
     /// first them, then this.
     pub fn replace(&self, policy: Policy) {
         let _ = policy.version();
-        let policy = Arc::new(policy);
-        self.in_force.rcu(|now| InForce { policy: policy.clone(), before: Some(now.policy.version()) });
+        self.in_force.policy.store(Arc::new(policy));
     }
 }
 
 impl fmt::Debug for AclHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AclHandle").field("policy", &self.in_force.load().policy).finish()
+        f.debug_struct("AclHandle").field("policy", &self.in_force.policy.load()).finish()
     }
 }
 
@@ -109,13 +108,13 @@ impl fmt::Debug for AclHandle {
 ///
 /// A dial whose verdict [depends](Verdict::Depends) on addresses passes with the policy's
 /// [`RulesVersion`](anyproxy_core::RulesVersion) in [`Dial::rules`], and whoever opens the stream must see to it that
-/// the far end applies these rules.
+/// the far end applies these rules. One that is judged again loses what the judgement before left there.
 ///
 /// A refusal is [`Denied`]. The decision is made in `call`, without waiting and without allocation.
 #[derive(Clone)]
 pub struct Acl<S> {
     inner: S,
-    in_force: Arc<ArcSwap<InForce>>,
+    in_force: Arc<InForce>,
     judges: Judges,
 }
 
@@ -139,20 +138,20 @@ impl<S> Acl<S> {
         if self.judges == Judges::Waited && dial.journal.queued().is_zero() {
             return Ok(());
         }
-        let in_force = self.in_force.load();
-        let policy = &in_force.policy;
-        if self.judges == Judges::Waited {
-            // The mark of the judgement that this one stands for; that of another policy's stays.
-            let ours = [Some(policy.version()), in_force.before];
-            dial.rules = dial.rules.filter(|version| !ours.contains(&Some(*version)));
-        }
+        let InForce { policy, judge } = &*self.in_force;
+        let policy = policy.load();
+        // This judgement stands for the one before, whatever policy was in force then; another policy's mark stays.
+        dial.rules = dial.rules.filter(|mark| mark.judge() != *judge);
         let cause = match policy.check(&Question::from(&*dial)) {
             Verdict::Allow => return Ok(()),
             Verdict::Deny(cause) => cause,
-            Verdict::Depends => match dial.rules.replace(policy.version()) {
-                Some(other) if other != policy.version() => Cause::OtherRules,
-                _ => return Ok(()),
-            },
+            Verdict::Depends => {
+                let mark = *dial.rules.get_or_insert_with(|| RulesMark::new(policy.version(), *judge));
+                if mark.version() == policy.version() {
+                    return Ok(());
+                }
+                Cause::OtherRules
+            }
         };
         Err(Denied::new(dial.target.clone(), policy.reason(cause)))
     }
@@ -183,7 +182,7 @@ impl<S: fmt::Debug> fmt::Debug for Acl<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Acl")
             .field("inner", &self.inner)
-            .field("policy", &self.in_force.load().policy)
+            .field("policy", &self.in_force.policy.load())
             .finish()
     }
 }
@@ -229,10 +228,12 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
     use std::time::Duration;
 
-    use anyproxy_core::{Front, Outcome, Target};
+    use anyproxy_core::{Front, Outcome, RulesVersion, Target};
     use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
+    use tower::{ServiceExt as _, service_fn};
     use tower_test::mock::{self, Mock, Spawn};
 
     use super::*;
@@ -286,7 +287,7 @@ mod tests {
     fn dropping_the_answer_drops_the_dial() {
         let held = Arc::new(());
         let inside = held.clone();
-        let inner = tower::service_fn(move |_: Dial| {
+        let inner = service_fn(move |_: Dial| {
             let inside = inside.clone();
             async move {
                 std::future::pending::<()>().await;
@@ -320,7 +321,7 @@ mod tests {
         assert_ready_ok!(acl.poll_ready());
         let _answer = acl.call(dial("db.lan:22"));
         let (request, _) = inner.next_request().await.unwrap();
-        assert_eq!(request.rules, Some(version));
+        assert_eq!(request.rules.map(RulesMark::version), Some(version));
     }
 
     #[tokio::test]
@@ -328,7 +329,6 @@ mod tests {
         let (layer, handle) = AclLayer::pair(deny("10.0.0.0/8"));
         let again = layer.after_waits();
         let (mut acl, mut inner) = mock::spawn_layer::<Dial, &str, _>(again);
-        let old = handle.policy().version();
         let waited = |text: &str, rules| {
             let mut waited = dial(text);
             waited.rules = rules;
@@ -347,23 +347,36 @@ mod tests {
         assert_eq!(inner.next_request().await.unwrap().0.target, target("t.lan:22"));
         assert_ready_ok!(acl.poll_ready());
         assert!(refusal(acl.call(waited("t.lan:22", None))).is::<Denied>());
-        // The far end is asked to apply the rules of now, not those of before.
-        assert_ready_ok!(acl.poll_ready());
-        let _answer = acl.call(waited("db.lan:22", Some(old)));
-        let (request, _) = inner.next_request().await.unwrap();
-        assert_eq!(request.rules, Some(handle.policy().version()));
-        assert_ne!(request.rules, Some(old));
-        // And none where these need none.
-        let now = handle.policy().version();
-        handle.replace(Policy::default());
-        assert_ready_ok!(acl.poll_ready());
-        let _answer = acl.call(waited("db.lan:22", Some(now)));
-        assert_eq!(inner.next_request().await.unwrap().0.rules, None);
         // What another policy has left to the far end is still its own.
-        let other = RulesVersion::new(7).unwrap();
+        handle.replace(Policy::default());
+        let other = Some(RulesMark::new(RulesVersion::new(7).unwrap(), Judge::new()));
         assert_ready_ok!(acl.poll_ready());
-        let _answer = acl.call(waited("db.lan:22", Some(other)));
-        assert_eq!(inner.next_request().await.unwrap().0.rules, Some(other));
+        let _answer = acl.call(waited("db.lan:22", other));
+        assert_eq!(inner.next_request().await.unwrap().0.rules, other);
+    }
+
+    #[tokio::test]
+    async fn i11_what_has_waited_over_several_policies_bears_the_mark_of_the_last_alone() {
+        let (layer, handle) = AclLayer::pair(deny("10.0.0.0/8"));
+        let terminal = service_fn(|dial: Dial| ready(Ok::<_, BoxError>(dial.rules.map(RulesMark::version))));
+        let (mut first, mut between) = mock::spawn_layer::<Dial, &str, _>(layer.clone());
+        assert_ready_ok!(first.poll_ready());
+        let _answer = first.call(dial("db.lan:22"));
+        let (waited, _) = between.next_request().await.unwrap();
+        assert_eq!(waited.rules.map(RulesMark::version), Some(handle.policy().version()));
+        waited.journal.add_queued(Duration::from_millis(1));
+
+        let last = deny("192.168.0.0/16").version();
+        let histories = [
+            (vec![deny("172.16.0.0/12"), deny("192.168.0.0/16")], Some(last)),
+            (vec![deny("192.168.0.0/16"), deny("192.168.0.0/16")], Some(last)),
+            (vec![deny("172.16.0.0/12"), Policy::default()], None),
+        ];
+        for (policies, version) in histories {
+            policies.into_iter().for_each(|policy| handle.replace(policy));
+            let again = layer.after_waits().layer(terminal);
+            assert_eq!(again.oneshot(waited.clone()).await.unwrap(), version);
+        }
     }
 
     #[tokio::test]
