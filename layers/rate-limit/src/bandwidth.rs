@@ -3,7 +3,7 @@ use std::future::Future;
 use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -80,8 +80,9 @@ pub struct BandwidthLayer {
 impl BandwidthLayer {
     /// Limits streams to a [`Bandwidth`]; `None` limits nothing.
     pub fn new(bandwidth: impl Into<Option<Bandwidth>>) -> Self {
-        let limits = bandwidth.into().map(|bandwidth| Arc::new(Limits::new(bandwidth)));
-        Self { limits: Shared(Arc::new(ArcSwapOption::new(limits))) }
+        let limits = Shared::default();
+        limits.replace(bandwidth.into());
+        Self { limits }
     }
 
     /// A layer that limits nothing, at the price of one pointer in each stream.
@@ -113,27 +114,18 @@ pub struct BandwidthHandle {
 }
 
 impl BandwidthHandle {
-    /// Limits streams to `bandwidth` from now on. Living streams follow if they had a limit by the same key, and
-    /// whenever a limit is taken away, those that wait for their turn within a second; a limit where there was none,
-    /// or by another key, is for streams to come.
+    /// Limits streams to `bandwidth` from now on. Living streams follow if they began with a limit by the same key,
+    /// whatever was in force between, and whenever limits are taken away, all of them; those that wait for their turn do
+    /// so within a second. A stream that began without a limit never gets one, and one that began with a limit by another
+    /// key keeps what it had last.
     pub fn replace(&self, bandwidth: impl Into<Option<Bandwidth>>) {
-        let bandwidth = bandwidth.into();
-        let current = self.limits.0.load_full();
-        match (current, bandwidth) {
-            (Some(limits), Some(bandwidth)) if limits.key == bandwidth.key => limits.set(bandwidth),
-            (current, bandwidth) => {
-                if let (Some(limits), None) = (&current, bandwidth) {
-                    limits.set(Bandwidth::new(limits.key));
-                }
-                self.limits.0.store(bandwidth.map(|bandwidth| Arc::new(Limits::new(bandwidth))));
-            }
-        }
+        self.limits.replace(bandwidth.into());
     }
 
     /// How many keys have state now: those with living streams, or who moved bytes a moment ago.
     #[must_use]
     pub fn keys(&self) -> usize {
-        self.limits.0.load().as_ref().map_or(0, |limits| limits.buckets.len())
+        self.limits.0.in_force.load().as_ref().map_or(0, |limits| limits.buckets.len())
     }
 }
 
@@ -161,7 +153,7 @@ impl<S: Service<Dial>> Service<Dial> for BandwidthLimit<S> {
     }
 
     fn call(&mut self, dial: Dial) -> Self::Future {
-        let limits = self.limits.0.load_full();
+        let limits = self.limits.0.in_force.load_full();
         let limits = limits.map(|limits| (limits.key.of(&dial), limits));
         BandwidthFuture { dial: self.inner.call(dial), limits }
     }
@@ -198,12 +190,44 @@ impl<F: fmt::Debug> fmt::Debug for BandwidthFuture<F> {
 
 // === the limits ===
 
-#[derive(Clone)]
-struct Shared(Arc<ArcSwapOption<Limits>>);
+/// What all that is made of one layer shares.
+#[derive(Clone, Default)]
+struct Shared(Arc<ByKey>);
+
+#[derive(Default)]
+struct ByKey {
+    /// For streams to come.
+    in_force: ArcSwapOption<Limits>,
+    /// What streams may live under, in force or not: one for each key at most. Who puts limits in force holds it.
+    living: Mutex<Vec<Weak<Limits>>>,
+}
+
+impl Shared {
+    fn replace(&self, bandwidth: Option<Bandwidth>) {
+        let mut living = self.0.living.lock().expect("nothing panics under this lock");
+        living.retain(|limits| limits.strong_count() > 0);
+        let mut known = living.iter().filter_map(Weak::upgrade);
+        let limits = match bandwidth {
+            Some(bandwidth) => {
+                let same = known.find(|limits| limits.key == bandwidth.key);
+                Some(same.inspect(|limits| limits.set(bandwidth)).unwrap_or_else(|| {
+                    let limits = Arc::new(Limits::new(bandwidth));
+                    living.push(Arc::downgrade(&limits));
+                    limits
+                }))
+            }
+            None => {
+                known.for_each(|limits| limits.set(Bandwidth::new(limits.key)));
+                None
+            }
+        };
+        self.0.in_force.store(limits);
+    }
+}
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.load().as_ref().map(|limits| limits.key).fmt(f)
+        self.0.in_force.load().as_ref().map(|limits| limits.key).fmt(f)
     }
 }
 

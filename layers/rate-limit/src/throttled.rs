@@ -421,6 +421,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn streams_whose_limit_gave_way_to_one_by_another_key_follow_the_next_by_their_own_or_its_end() {
+        let (layer, handle) = BandwidthLayer::pair(per_user().down(MIB as u64));
+        let mut old = stream(&layer, "alice", endless()).await;
+        let per_source = |bytes: usize| Bandwidth::new(Key::Source).down(bytes as u64);
+        handle.replace(per_source(4 * MIB));
+        let mut new = stream(&layer, "alice", endless()).await;
+        for (settings, old_rate, new_rate) in [
+            (Some(per_source(8 * MIB)), Some(MIB), Some(8 * MIB)),
+            (Some(per_user().down(2 * MIB as u64)), Some(2 * MIB), Some(8 * MIB)),
+            (None, None, None),
+            (Some(per_source(4 * MIB)), None, Some(4 * MIB)),
+        ] {
+            handle.replace(settings);
+            for (stream, rate) in [(&mut old, old_rate), (&mut new, new_rate)] {
+                // What was promised before passes as it was promised.
+                sleep(Duration::from_secs(1)).await;
+                let start = Instant::now();
+                read(stream, 40 * MIB).await;
+                match rate {
+                    Some(rate) => {
+                        assert_about(start.elapsed(), Duration::from_secs((40 * MIB / rate) as u64))
+                    }
+                    None => assert_eq!(start.elapsed(), Duration::ZERO),
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_lowered_limit_keeps_turns_as_they_were_promised_and_forgives_no_more() {
         let (layer, handle) = BandwidthLayer::pair(per_user().down(100 * MIB as u64));
         let mut first = stream(&layer, "alice", BufReader::with_capacity(MIB, endless())).await;
