@@ -242,7 +242,7 @@ sections! {
         protocols: Vec<Protocol>,
     }
 
-    /// `gateway.limits`.
+    /// `gateway.limits`. A user is a name in a group, the first of several: the same name in another one is another user.
     Limits {
         /// The most streams at once; a UDP association is one, however many destinations it has. Default: by the limit of
         /// open files.

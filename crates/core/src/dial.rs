@@ -121,8 +121,9 @@ impl Dial {
         Self::new(Network::Udp(association), Target::UNSPECIFIED, source, front)
     }
 
-    /// Who is behind it, where each user has a share of something: a user, or, of those who were not asked who they
-    /// are, the network they come from. All of them as one would let any of them use up what the others have.
+    /// Who is behind it, where each user has a share of something: a user, which is a name in a
+    /// [group](Identity::group), since the same name in another may be another person; or, of those who were not asked who
+    /// they are, the network they come from. All of them as one would let any of them use up what the others have.
     #[must_use]
     pub fn who(&self) -> Digest {
         match self.identity.user() {

@@ -27,7 +27,7 @@ pub enum Strategy {
 /// What [`Strategy::Sticky`] keeps together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StickyBy {
-    /// The dials of a user; of an anonymous one, those from one address.
+    /// The dials of a user, who is a name in a group; of an anonymous one, those from one address.
     #[default]
     User,
     /// The dials to a target.

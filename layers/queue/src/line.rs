@@ -19,8 +19,8 @@ pub struct Settings {
     /// The most streams at once (default: unlimited); 0 lets nobody in. What a process can carry follows from its
     /// descriptors and its memory. All flows of an association are one.
     pub max_connections: usize,
-    /// The most streams of one user at once, waiting dials included (default: unlimited). Anonymous users are told
-    /// apart by their network.
+    /// The most streams of one user at once, waiting dials included (default: unlimited). Users are told
+    /// apart by name and group, anonymous ones by their network ([`Dial::who`]).
     pub per_user_connections: usize,
     /// The most dials of one user under way at once, not answered so far (default: 512); further ones wait in the line. A
     /// tunnel has room for 1,024: one user's scan of ports that nobody answers is to leave half of it to others. Flows of
