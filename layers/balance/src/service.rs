@@ -360,6 +360,20 @@ mod tests {
         }
     }
 
+    /// Two of them, told apart by the user.
+    #[derive(Clone)]
+    struct Groups([Group; 2]);
+
+    impl Endpoints for Groups {
+        type Endpoint = Member;
+        fn snapshot(&self, dial: &Dial) -> Arc<[Member]> {
+            self.0[usize::from(dial.identity.user() == Some("1"))].snapshot(dial)
+        }
+        fn served(&self, _: &Dial) -> impl Future<Output = ()> + Send + 'static {
+            std::future::ready(())
+        }
+    }
+
     fn group(names: &[&'static str]) -> (Group, Vec<Member>) {
         let member = |name: &&'static str| Member {
             name,
@@ -406,6 +420,20 @@ mod tests {
         }
         let shares: Vec<_> = members.iter().map(Member::asked).collect();
         assert_eq!(shares, [2_000, 2_000, 2_000, 0]);
+    }
+
+    #[tokio::test]
+    async fn round_robin_is_in_turn_in_each_of_two_groups_that_are_dialled_in_turns() {
+        let (first, mut members) = group(&["site2", "spare-b"]);
+        let (second, others) = group(&["site37", "spare-r"]);
+        members.extend(others);
+        let balance = Balance::new(Strategy::RoundRobin, Groups([first, second]));
+        for _ in 0..20 {
+            balance.dial(dial("0")).await.unwrap();
+            balance.dial(dial("1")).await.unwrap();
+        }
+        let shares: Vec<_> = members.iter().map(Member::asked).collect();
+        assert_eq!(shares, [10; 4]);
     }
 
     // The clock stands still: a busy machine makes no member slower than the others.

@@ -1,7 +1,7 @@
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyproxy_core::{Dial, Endpoint, Load};
+use anyproxy_core::{Dial, Digest, Endpoint, Load};
 
 use crate::health::Latencies;
 
@@ -37,21 +37,58 @@ pub enum StickyBy {
 /// Bytes waiting to leave that weigh as much as one living stream: a stream's share of a tunnel that is busy.
 const BYTES_PER_STREAM: usize = 64 * 1024;
 
-/// Whose turn it is. One counter would serve all groups at once, and two groups that dial in turns would each see
-/// every other number: the counters are spread by the group's first member.
+/// Whose turn it is, in each set of members that dials are spread over. One counter for several sets would leave each
+/// of them every other number where they are dialled in turns: always the same member's.
+///
+/// There is room for 1,024 sets, in rows of eight by their digest. One that finds its row full takes another's place:
+/// where more than eight go on in a row, members are chosen at random now and then, and as often as the others.
 #[derive(Debug)]
-pub(crate) struct Turns([AtomicUsize; 64]);
+pub(crate) struct Turns([Row; 128]);
+
+/// One cache line.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Row([Turn; 8]);
+
+/// The mark of a set in the upper half, and the number of its next dial in the lower; 0 = nobody's. A number that runs
+/// over makes another mark, and the set takes another place.
+#[derive(Debug, Default)]
+struct Turn(AtomicU64);
 
 impl Default for Turns {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicUsize::new(0)))
+        Self(std::array::from_fn(|_| Row::default()))
     }
 }
 
 impl Turns {
-    fn next(&self, group: &str) -> usize {
-        let place = hash(&group) % self.0.len() as u64;
-        self.0[usize::try_from(place).unwrap_or_default()].fetch_add(1, Ordering::Relaxed)
+    /// Which of `members`, who are not none, is next.
+    fn next<E: Endpoint>(&self, members: &[E]) -> usize {
+        // By these a set is known well enough; to hash every name would cost more.
+        let ends = (members[0].name(), members[members.len() - 1].name(), members.len());
+        let number = self.number(Digest::of(&ends).get());
+        usize::try_from(number % members.len() as u64).unwrap_or_default()
+    }
+
+    /// The number of a dial to a set, by its digest.
+    fn number(&self, set: u64) -> u64 {
+        let Row(row) = &self.0[usize::try_from(set % self.0.len() as u64).unwrap_or_default()];
+        let mark = set >> 32 | 1;
+        // Places are taken from the front and never given up: none of its own is behind the first that is nobody's.
+        let place = row.iter().find(|turn| [mark, 0].contains(&turn.mark()));
+        let turn = place.unwrap_or_else(|| &row[fastrand::usize(..row.len())]);
+        if turn.mark() != mark {
+            // Begins anywhere, so that sets that come and go again do not all begin with their first member. Whoever does
+            // the same at this moment makes one number less.
+            turn.0.store(mark << 32 | u64::from(fastrand::u16(..)), Ordering::Relaxed);
+        }
+        turn.0.fetch_add(1, Ordering::Relaxed) & u64::from(u32::MAX)
+    }
+}
+
+impl Turn {
+    fn mark(&self) -> u64 {
+        self.0.load(Ordering::Relaxed) >> 32
     }
 }
 
@@ -70,7 +107,7 @@ impl Strategy {
             _ => {}
         }
         match self {
-            Self::RoundRobin => members.get(turns.next(members[0].name()) % members.len()),
+            Self::RoundRobin => members.get(turns.next(members)),
             Self::LeastLoaded => least_loaded(members),
             Self::P2cEwma => {
                 let (one, other) = two_of(members);
@@ -121,4 +158,35 @@ fn weight(load: Load) -> f64 {
 /// With fixed keys, so that several gateways agree. Nobody gains by a collision: it would be their own share.
 fn hash(value: &impl std::hash::Hash) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_that_share_a_row_have_turns_of_their_own_as_long_as_there_is_room() {
+        let turns = Turns::default();
+        let set = |n: u64| n << 33 | 5;
+        let mut last: Vec<_> = (0..8).map(|n| turns.number(set(n))).collect();
+        for _ in 0..100 {
+            for n in 0..8 {
+                let number = turns.number(set(n));
+                assert_eq!(number, last[n as usize] + 1);
+                last[n as usize] = number;
+            }
+        }
+    }
+
+    #[test]
+    fn more_sets_than_a_row_has_room_for_still_share_among_their_members() {
+        let turns = Turns::default();
+        let mut shares = [[0; 2]; 20];
+        for _ in 0..1_000 {
+            for (set, shares) in shares.iter_mut().enumerate() {
+                shares[(turns.number((set as u64) << 33) % 2) as usize] += 1;
+            }
+        }
+        assert!(shares.as_flattened().iter().all(|share| (400..600).contains(share)), "{shares:?}");
+    }
 }
