@@ -231,6 +231,17 @@ impl Line {
         }
     }
 
+    /// Whether nothing at all is kept.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        let state = self.lock();
+        state.running == 0
+            && state.waiting == 0
+            && state.users.is_empty()
+            && state.turns.is_empty()
+            && state.associations.is_empty()
+    }
+
     /// For a dial that is counted already.
     fn under_way(self: &Arc<Self>, key: Digest) -> UnderWay {
         UnderWay { line: self.clone(), key }

@@ -211,7 +211,7 @@ where
 mod tests {
     use std::time::Duration;
 
-    use anyproxy_core::{Account, Association, Front, Outcome, Target};
+    use anyproxy_core::{Account, Association, Front, Network, Outcome, Target};
     use tokio::io::{BufReader, DuplexStream, duplex};
     use tokio::time::advance;
     use tokio_test::task::{Spawn, spawn};
@@ -404,12 +404,44 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn i7_a_user_with_too_many_unanswered_dials_holds_up_nobody_behind_them() {
+        let (queue, mut inner, _) = queue(Settings { per_user_dials: 1, ..seats(2) });
+        let running = stream(&queue, &mut inner, "x").await;
+        let mut unanswered = call(&queue, "a");
+        assert_pending!(unanswered.poll());
+        let (_, asked) = inner.next_request().await.unwrap();
+        let (mut head, mut behind) = (call(&queue, "a"), call(&queue, "b"));
+        assert_pending!(head.poll());
+        assert_pending!(behind.poll());
+        drop(running);
+        assert!(behind.is_woken());
+        assert_pending!(behind.poll());
+        assert_eq!(serve(&mut inner).await, "b");
+        // Their turn has stayed.
+        drop(assert_ready_ok!(behind.poll()));
+        assert!(!head.is_woken());
+        asked.send_response(BufReader::new(duplex(1).0));
+        let _stream = assert_ready_ok!(unanswered.poll());
+        assert!(head.is_woken());
+        assert_pending!(head.poll());
+        assert_eq!(serve(&mut inner).await, "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn i7_a_dial_under_way_counts_until_it_is_over_though_its_seat_is_free() {
+        let line = Arc::new(Line::new(Settings { per_user_dials: 1, ..seats(10) }));
+        let Entry::Seated(permit, under_way) = line.enter(&dial("a")) else { panic!("there is room") };
+        drop(permit);
+        assert!(matches!(line.enter(&dial("a")), Entry::Waiting(_)));
+        drop(under_way);
+        assert!(line.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn flows_count_among_the_dials_of_their_user_and_do_not_wait() {
         let (queue, mut inner, handle) = queue(Settings { per_user_dials: 2, ..seats(10) });
         let association = Association::new();
-        let flow = || {
-            spawn(queue.clone().call(Dial { network: anyproxy_core::Network::Udp(association), ..dial("a") }))
-        };
+        let flow = || spawn(queue.clone().call(Dial { network: Network::Udp(association), ..dial("a") }));
         let mut flows = [flow(), flow()];
         flows.iter_mut().for_each(|flow| assert_pending!(flow.poll()));
         assert_eq!(assert_ready_err!(flow().poll()).downcast_ref(), Some(&Overloaded::LineFull));
@@ -432,7 +464,7 @@ mod tests {
         assert_eq!(assert_ready_err!(waiting.poll()).downcast_ref(), Some(&Overloaded::Closed));
         assert_eq!(assert_ready_err!(call(&queue, "a").poll()).downcast_ref(), Some(&Overloaded::Closed));
         drop(running);
-        assert_eq!(handle.status(), Status::default());
+        assert!(queue.line.is_empty());
         let _seated = stream(&queue, &mut inner, "b").await;
     }
 
@@ -480,7 +512,7 @@ mod tests {
     async fn an_association_is_one_connection_however_many_flows_it_has() {
         let (queue, mut inner, handle) = queue(Settings { per_user_connections: 1, ..seats(10) });
         let association = Association::new();
-        let flow = || Dial { network: anyproxy_core::Network::Udp(association), ..dial("a") };
+        let flow = || Dial { network: Network::Udp(association), ..dial("a") };
         let mut flows = Vec::new();
         for _ in 0..3 {
             let mut dialing = spawn(queue.clone().call(flow()));
@@ -562,16 +594,28 @@ mod tests {
         inner.allow(10_000);
         let mut dialing = Vec::new();
         let mut streams = Vec::new();
+        let associations = [Association::new(), Association::new()];
         for step in 0..2_000_u32 {
             // A cheap, fixed scatter.
             let roll = step.wrapping_mul(2_654_435_761) >> 16;
-            match roll % 5 {
+            match roll % 6 {
                 0 | 1 => dialing.push(call(&queue, ["a", "b", "c"][roll as usize % 3])),
                 2 if !dialing.is_empty() => drop(dialing.swap_remove(roll as usize % dialing.len())),
                 3 if !streams.is_empty() => {
                     drop::<Stream>(streams.swap_remove(roll as usize % streams.len()))
                 }
+                4 => {
+                    let user = roll as usize / 6 % 2;
+                    let network = Network::Udp(associations[user]);
+                    let flow = Dial { network, ..dial(["a", "b"][user]) };
+                    dialing.push(spawn(queue.clone().call(flow)));
+                }
                 _ => advance(Duration::from_millis(300)).await,
+            }
+            assert!(handle.status().running <= 4 && handle.status().waiting <= 8);
+            // Some are given a seat, or are answered, and leave before they hear of it.
+            if roll / 12 % 2 == 0 {
+                continue;
             }
             while let Poll::Ready(Some((_, send))) = inner.poll_request() {
                 send.send_response(BufReader::new(duplex(1).0));
@@ -584,9 +628,8 @@ mod tests {
                 Poll::Ready(Err(_)) => false,
                 Poll::Pending => true,
             });
-            assert!(handle.status().running <= 4 && handle.status().waiting <= 8);
         }
         drop((dialing, streams));
-        assert_eq!(handle.status(), Status::default());
+        assert!(queue.line.is_empty(), "{:?}", queue.line);
     }
 }
