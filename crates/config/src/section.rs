@@ -249,7 +249,8 @@ sections! {
         max_connections: usize,
         /// The most streams of one user at once, counted alike. Default: no limit.
         per_user_connections: usize,
-        /// The most dials of one user under way at once, not answered so far; further ones wait for a place. Default: 512.
+        /// The most dials of one user under way at once, not answered so far; further ones wait for a place, and
+        /// destinations of a UDP association, whose datagrams do not wait, are refused at once. Default: 512.
         per_user_dials: usize,
         /// Waiting for a free place.
         queue: Queue,
