@@ -22,9 +22,8 @@ use anyproxy_gateway::Clients;
 use anyproxy_http::ReuseLayer;
 use anyproxy_queue::{QueueHandle, WaitHandle};
 use anyproxy_rate_limit::{BandwidthHandle, RateLimitHandle};
-use anyproxy_workers::Workers;
+use anyproxy_workers::{Workers, run_blocking};
 use arc_swap::ArcSwap;
-use tokio::task::spawn_blocking;
 
 use crate::failure::Failure;
 use crate::listen::{Move, Place};
@@ -71,7 +70,7 @@ impl Reloads {
     /// Reads on a thread that may block: a hundred thousand rules take a while.
     async fn read<R: Running>(&self) -> Result<R::Settings, Failure> {
         let source = self.source.clone();
-        let read = spawn_blocking(move || R::settings(&source.reload()?));
+        let read = run_blocking(move || R::settings(&source.reload()?));
         read.await.map_err(|error| Failure::of("reading the file", error))?
     }
 }
@@ -352,5 +351,16 @@ mod tests {
         for failure in [gateway, client] {
             assert_eq!(failure.unwrap().to_string(), "admin: needs a listen_addr");
         }
+    }
+
+    #[test]
+    fn a_file_that_there_is_no_thread_for_is_not_taken_over() {
+        let (source, _dir) = source(CLIENT);
+        let reloads = Reloads::new(source.into(), Hangups::default());
+        // Each thread is refused: no machine has such a stack.
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.thread_stack_size(1 << 50).build().unwrap();
+        let failure = runtime.block_on(reloads.read::<Client>()).err().unwrap();
+        assert!(failure.to_string().contains("no thread"), "{failure}");
     }
 }

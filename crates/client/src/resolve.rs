@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyproxy_core::SourcePrefix;
 use anyproxy_tunnel::frame::Open;
+use anyproxy_workers::run_blocking;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Lookups that run at once. Each holds a thread of the runtime's blocking pool until the system gives up on it; the pool
@@ -69,18 +70,22 @@ impl Resolver {
 
     /// The addresses of `name`, the ones the system prefers first, none twice, at most 16.
     ///
+    /// # Errors
+    ///
+    /// What the system says; [`ResourceBusy`](io::ErrorKind::ResourceBusy) if there is no thread to ask it on.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future gives up waiting; a lookup under way ends in its own time and keeps its place till then.
     pub(crate) async fn resolve(&self, asker: Asker, name: &str) -> io::Result<Vec<IpAddr>> {
         let place = self.place(asker, name).await;
         let (lookup, name) = (self.lookup.clone(), name.to_owned());
-        let found = tokio::task::spawn_blocking(move || {
+        let found = run_blocking(move || {
             let _place = place;
             lookup(&name)
         });
         let mut addresses = Vec::new();
-        for address in found.await.map_err(io::Error::other)?? {
+        for address in found.await?? {
             let address = address.to_canonical();
             if addresses.len() < ADDRESSES && !addresses.contains(&address) {
                 addresses.push(address);
@@ -200,11 +205,12 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use anyproxy_tunnel::frame::HostRef;
+    use anyproxy_tunnel::frame::{HostRef, OpenErrClass};
     use tokio::task::{JoinSet, yield_now};
     use tokio::time::timeout;
 
     use super::*;
+    use crate::race::class_of_lookup;
 
     const FOUND: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
@@ -341,6 +347,22 @@ mod tests {
         let found = resolver.resolve(Asker::Nobody, "many.test").await.unwrap();
         assert_eq!(found.len(), ADDRESSES);
         assert_eq!(found[..2], [IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])]);
+    }
+
+    #[test]
+    fn f6_without_a_thread_a_lookup_fails_and_keeps_no_place() {
+        // Each thread is refused: no machine has such a stack.
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().thread_stack_size(1 << 50).build().unwrap();
+        runtime.block_on(async {
+            let resolver = Resolver::new(|_| Ok(vec![FOUND]));
+            for _ in 0..2 * LOOKUPS_PER_USER_IN_ZONE {
+                let asked = resolver.resolve(user_named("alice"), "www.example.test");
+                let asked = timeout(Duration::from_secs(5), asked).await.expect("a place");
+                assert_eq!(class_of_lookup(&asked.unwrap_err()), OpenErrClass::Overloaded);
+            }
+            assert_eq!(resolver.places.available_permits(), LOOKUPS);
+        });
     }
 
     #[test]

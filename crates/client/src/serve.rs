@@ -1,13 +1,15 @@
 //! One tunnel: what the gateway wants of it, until it ends.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyproxy_acl::{Limits, Policy};
+use anyproxy_acl::{DecodeError, Limits, Policy};
 use anyproxy_core::FOR_EVER;
 use anyproxy_tunnel::frame::{GoAway, GoAwayCode, OpenErr, OpenErrClass};
 use anyproxy_tunnel::{ClientTunnel, CloseReason, KEPT_RULES, OpenRequest, Request};
+use anyproxy_workers::run_blocking;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at, sleep_until};
@@ -114,6 +116,10 @@ fn tell_refused(tunnel: &ClientTunnel, session: &str, told: &mut u64) {
     }
 }
 
+fn decode(rules: &[u8]) -> Result<Policy, DecodeError> {
+    Policy::decode(rules, &Limits::default())
+}
+
 /// The gateway's own rules, which hold here for what only this client sees: the addresses behind names.
 #[derive(Default)]
 struct Versions(VecDeque<(u32, Option<Arc<Policy>>)>);
@@ -122,7 +128,12 @@ impl Versions {
     /// Takes in a version. One that cannot be read is as good as none: opens that name it are refused.
     async fn add(&mut self, version: u32, rules: Bytes) {
         // A hundred thousand rules take a while; other tunnels and living streams do not wait for them.
-        let read = tokio::task::spawn_blocking(move || Policy::decode(&rules, &Limits::default())).await;
+        let same = rules.clone();
+        let read = match run_blocking(move || decode(&same)).await {
+            // Without a thread they do: what this version judges would be refused for as long as the tunnel stands.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(decode(&rules)),
+            read => read,
+        };
         let policy = match read {
             Ok(Ok(policy)) => Some(Arc::new(policy)),
             Ok(Err(error)) => {

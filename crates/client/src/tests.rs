@@ -389,6 +389,18 @@ async fn rules_that_cannot_be_read_are_as_good_as_none() {
     assert_eq!(world.refused(Open { rules: 3, ..tcp(target) }).await, OpenErrClass::UnknownRules);
 }
 
+#[test]
+fn rules_of_the_gateway_are_read_though_there_is_no_thread_for_it() {
+    // Each thread is refused: no machine has such a stack.
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().thread_stack_size(1 << 50).build().unwrap().block_on(async {
+        let (target, _listener) = target().await;
+        let world = World::new(|_| {}).await;
+        world.tunnel.send_rules(1, forbidden(&["127.0.0.9"]).encode());
+        world.open(Open { rules: 1, ..tcp(target) }).await.unwrap();
+    });
+}
+
 #[tokio::test]
 async fn i11_rules_swapped_in_hold_from_the_next_open_on() {
     let (target, _listener) = target().await;
