@@ -1,15 +1,18 @@
 //! The tunnels to one gateway: as few as are asked for, and more while all of them are full.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyproxy_core::Target;
 use anyproxy_tunnel::ClientTunnel;
 use anyproxy_workers::{Pulse, Seats};
+use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Backoff;
 use crate::client::Shared;
 use crate::config::Replicas;
 use crate::door::Door;
@@ -68,7 +71,7 @@ impl Pool {
         }
     }
 
-    /// Until the client stops.
+    /// Until the client stops, or no thread is left that a tunnel could be supervised on.
     pub(crate) async fn keep(mut self) {
         let replicas = self.shared.config.replicas;
         while self.places.len() < replicas.min {
@@ -81,7 +84,8 @@ impl Pool {
                 ended = self.supervisors.join_next() => match ended {
                     None => return,
                     Some(Ok(())) => {}
-                    Some(Err(error)) => tracing::error!(%error, "a supervisor of tunnels failed"),
+                    // Its thread is gone.
+                    Some(Err(error)) => tracing::error!(%error, "a tunnel is not supervised any more"),
                 },
                 _ = looks.tick(), if replicas.min < replicas.max && !self.stop.is_cancelled() => self.look(replicas),
             }
@@ -96,8 +100,11 @@ impl Pool {
             leave: self.stop.child_token(),
         });
         self.places.push(place.clone());
-        let supervisor =
-            supervise(self.shared.clone(), self.gateway.clone(), self.door.clone(), place, self.stop.clone());
+        let (shared, gateway, door, stop) =
+            (self.shared.clone(), self.gateway.clone(), self.door.clone(), self.stop.clone());
+        let supervisor = always(place.clone(), move || {
+            supervise(shared.clone(), gateway.clone(), door.clone(), place.clone(), stop.clone())
+        });
         match seat {
             None => self.supervisors.spawn(supervisor),
             Some(seat) => {
@@ -133,6 +140,27 @@ impl Pool {
         tracing::info!(gateway = %self.gateway, tunnels = self.places.len(), "no tunnel was full: one less");
         self.draining.extend(place.standing().take().map(|standing| standing.tunnel));
         place.leave.cancel();
+    }
+}
+
+/// Supervises `place` until that is left: one who panics is followed by another, so that a mistake costs a tunnel for a
+/// moment and not for ever.
+async fn always<F: Future<Output = ()>>(place: Arc<Place>, supervise: impl Fn() -> F) {
+    let mut backoff = Backoff::default();
+    loop {
+        let begun = Instant::now();
+        // What it left half done was about a tunnel that is given up here.
+        if AssertUnwindSafe(supervise()).catch_unwind().await.is_ok() {
+            return;
+        }
+        let wait = backoff.lost(begun.elapsed(), fastrand::f64());
+        tracing::error!("a supervisor of a tunnel failed: another follows");
+        if let Some(standing) = place.standing().take() {
+            standing.tunnel.drain();
+        }
+        if place.leave.run_until_cancelled(sleep(wait)).await.is_none() {
+            return;
+        }
     }
 }
 

@@ -84,6 +84,19 @@ async fn r7_a_panic_in_a_stream_s_task_ends_that_stream_alone() {
 }
 
 #[tokio::test]
+async fn r7_a_panic_in_the_supervision_of_a_tunnel_costs_that_tunnel_and_another_comes() {
+    keep_log();
+    let gateway = Gateway::start().await;
+    TRAP.set(Some("a tunnel to the gateway stands"));
+    let client = gateway.client(|_| {});
+    let (_, _, _first, _cut) = gateway.welcome().await;
+    let (_, _, _second, _cut) = gateway.welcome().await;
+    assert_eq!(TRAP.take(), None, "it has panicked");
+    client.has_tunnels(1).await;
+    client.stopped().await;
+}
+
+#[tokio::test]
 async fn wrong_credentials_are_said_plainly_by_one_tunnel_at_a_time_and_never_logged() {
     keep_log();
     let gateway = Gateway::start().await;
