@@ -61,13 +61,19 @@ pub(crate) async fn serve(
     let done = CancellationToken::new();
     let admin = admin.map(|admin| admin.serve(probe, done.clone()));
     let client = async {
-        client.run(stop).await;
+        client.run(stop.clone()).await;
         done.cancel();
     };
     let served = future::join(client, OptionFuture::from(admin));
     tokio::select! {
-        _ = served => Ok(()),
+        _ = served => {}
         Some(never) = OptionFuture::from(reloading) => match never {},
+    }
+    if stop.is_cancelled() {
+        Ok(())
+    } else {
+        // Whoever restarts what fails would take success for the end that was wanted.
+        Err(Failure::of("client", "no thread keeps its tunnels any more"))
     }
 }
 
@@ -91,5 +97,34 @@ impl Probe for Tunnels {
 
     fn is_ready(&self) -> bool {
         self.handle.tunnels() > 0 && !self.stop.is_cancelled()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyproxy_workers::Pulse;
+
+    use super::*;
+    use crate::settings::fixture::{CLIENT, source};
+
+    #[tokio::test]
+    async fn a_client_that_ends_though_nobody_asked_it_to_has_failed() {
+        let (source, _dir) = source(CLIENT);
+        let settings = || {
+            let section = source.file.client.as_ref().unwrap();
+            settings::Client::new(&source, section).unwrap()
+        };
+        let (runtime, pulse) = Pulse::runtime().unwrap();
+        let (workers, _crew) = {
+            let _inside = runtime.enter();
+            Workers::start(1, pulse).unwrap()
+        };
+        // The one thread its tunnel could be put on.
+        runtime.shutdown_background();
+        let (stop, asked) = (CancellationToken::new(), CancellationToken::new());
+        asked.cancel();
+        let failure = serve(settings(), None, None, &workers, stop).await.unwrap_err();
+        assert!(failure.to_string().contains("tunnels"), "{failure}");
+        serve(settings(), None, None, &workers, asked).await.unwrap();
     }
 }

@@ -68,7 +68,7 @@ impl Client {
 
     /// Keeps its tunnels until `stop` is cancelled. Then it drains: tells the gateways to send no more opens, and
     /// lets living streams finish for as long as [`Config::drain_timeout`] says. Every task has ended when it
-    /// returns.
+    /// returns. It returns early only where the threads of all its tunnels have ended.
     ///
     /// # Cancel safety
     ///
