@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyproxy_core::{Credentials, Host, Target};
@@ -28,7 +29,26 @@ pub(crate) struct Link {
     pub(crate) driver: Driver,
 }
 
-/// Connects to `gateway`: name, TCP, TLS, upgrade with the credentials, hellos.
+/// The addresses behind a gateway's name that took a connection and then gave no tunnel: silent ones, those with another's
+/// certificate. While there are others they are not tried, for the first to connect is taken, and that may be the same one
+/// for ever.
+#[derive(Debug, Default)]
+pub(crate) struct Doubtful(Vec<IpAddr>);
+
+impl Doubtful {
+    /// Those of `found` that are to be tried: if all were in vain, all once more.
+    fn leave_out(&mut self, mut found: Vec<IpAddr>) -> Vec<IpAddr> {
+        self.0.retain(|address| found.contains(address));
+        if found.iter().all(|address| self.0.contains(address)) {
+            self.0.clear();
+        }
+        found.retain(|address| !self.0.contains(address));
+        found
+    }
+}
+
+/// Connects to `gateway`: name, TCP, TLS, upgrade with the credentials, hellos. What it learns of the gateway's addresses is
+/// in `doubtful`, for the next attempt.
 ///
 /// # Cancel safety
 ///
@@ -37,10 +57,13 @@ pub(crate) async fn establish(
     config: &Config,
     resolver: &Resolver,
     gateway: &Target,
+    doubtful: &mut Doubtful,
     hello: ClientHello,
 ) -> Result<Link, LinkError> {
-    let socket = within(config.connect_timeout, "connecting", dial(resolver, gateway)).await?;
-    within(config.handshake_timeout, "the handshakes", async {
+    let dialled = within(config.connect_timeout, "connecting", dial(resolver, gateway, doubtful)).await;
+    // Where the others cannot even be connected to, the doubtful ones are no worse.
+    let (socket, address) = dialled.inspect_err(|_| doubtful.0.clear())?;
+    let link = within(config.handshake_timeout, "the handshakes", async {
         let name =
             config.server_name(gateway).map_err(|error| LinkError::Connect(io::Error::other(error)))?;
         anyproxy_tunnel::tune(&socket).map_err(LinkError::Connect)?;
@@ -51,7 +74,12 @@ pub(crate) async fn establish(
             connect(carrier, hello, config.tunnel.clone()).await.map_err(LinkError::Tunnel)?;
         Ok(Link { tunnel, requests, hello, driver })
     })
-    .await
+    .await;
+    match &link {
+        Ok(_) => doubtful.0.clear(),
+        Err(_) => doubtful.0.push(address),
+    }
+    link
 }
 
 async fn within<T>(
@@ -62,15 +90,20 @@ async fn within<T>(
     timeout(limit, work).await.unwrap_or(Err(LinkError::TimedOut(what)))
 }
 
-async fn dial(resolver: &Resolver, gateway: &Target) -> Result<TcpStream, LinkError> {
+async fn dial(
+    resolver: &Resolver,
+    gateway: &Target,
+    doubtful: &mut Doubtful,
+) -> Result<(TcpStream, IpAddr), LinkError> {
     let addresses = match gateway.host() {
         Host::Ip(address) => vec![*address],
         Host::Name(name) => {
             resolver.resolve(Asker::Nobody, name.as_str()).await.map_err(LinkError::Resolve)?
         }
     };
-    let addresses = addresses.into_iter().map(|ip| (ip, gateway.port()).into()).collect();
-    race::connect(addresses).await.map(|(socket, _)| socket).map_err(LinkError::Connect)
+    let addresses = doubtful.leave_out(addresses).into_iter().map(|ip| (ip, gateway.port()).into()).collect();
+    let (socket, address) = race::connect(addresses).await.map_err(LinkError::Connect)?;
+    Ok((socket, address.ip()))
 }
 
 fn upgrade(config: &Config, gateway: &Target) -> http::Request<()> {
@@ -191,7 +224,40 @@ impl Error for LinkError {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::ClientTls;
+
+    #[tokio::test]
+    async fn an_address_that_gives_no_tunnel_is_left_out_while_there_are_others() {
+        let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = first.local_addr().unwrap().port();
+        let second = TcpListener::bind(("127.0.0.2", port)).await.unwrap();
+        let resolver = Resolver::new(|_| Ok(vec![[127, 0, 0, 1].into(), [127, 0, 0, 2].into()]));
+        let gateway = Target::parse(&format!("gateway.test:{port}")).unwrap();
+        let tls = ClientTls::new(Vec::new(), None).unwrap();
+        let config = Config::new(vec![gateway.clone()], tls, "office", Credentials::new("user", "password"));
+        let mut doubtful = Doubtful::default();
+        let mut attempt = async |taken_by: Option<&TcpListener>| {
+            let established =
+                establish(&config, &resolver, &gateway, &mut doubtful, ClientHello::new("office", 1));
+            let taken = async {
+                if let Some(listener) = taken_by {
+                    // And lost in its handshake.
+                    drop(listener.accept().await.unwrap());
+                }
+            };
+            let both = async { tokio::join!(established, taken) };
+            timeout(Duration::from_secs(5), both).await.expect("it is taken there").0.err().unwrap()
+        };
+        assert!(matches!(attempt(Some(&first)).await, LinkError::Tls(_)));
+        assert!(matches!(attempt(Some(&second)).await, LinkError::Tls(_)));
+        assert!(matches!(attempt(Some(&first)).await, LinkError::Tls(_)), "none is left: all once more");
+        drop(second);
+        assert!(matches!(attempt(None).await, LinkError::Connect(_)), "the other one alone");
+        assert!(matches!(attempt(Some(&first)).await, LinkError::Tls(_)), "which is no better");
+    }
 
     #[test]
     fn a_connection_lost_in_its_handshake_is_not_a_setting_to_change() {

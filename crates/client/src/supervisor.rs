@@ -15,7 +15,7 @@ use crate::access::Escaped;
 use crate::backoff::Backoff;
 use crate::client::Shared;
 use crate::door::Door;
-use crate::link::{self, Link, LinkError};
+use crate::link::{self, Doubtful, Link, LinkError};
 use crate::pool::{Place, Standing};
 use crate::serve::{self, Left};
 use crate::udp::Associations;
@@ -40,12 +40,13 @@ pub(crate) async fn supervise(
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::default();
+    let mut doubtful = Doubtful::default();
     let mut retired = VecDeque::new();
     let mut expected: Option<Instant> = None;
     while !place.leave.is_cancelled() {
         let Some(mut turn) = place.leave.run_until_cancelled(door.turn()).await else { return };
         let hello = hello(&shared);
-        let established = link::establish(&shared.config, &shared.gateways, &gateway, hello);
+        let established = link::establish(&shared.config, &shared.gateways, &gateway, &mut doubtful, hello);
         let wait = match place.leave.run_until_cancelled(established).await {
             None => return,
             Some(Err(error)) => {
