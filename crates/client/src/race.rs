@@ -94,7 +94,7 @@ fn tells(error: &io::Error) -> u8 {
 }
 
 /// Whether there is no descriptor left, in this process or the system, or no buffers. These have no kind.
-fn is_out_of_descriptors(error: &io::Error) -> bool {
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS))
 }
 

@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyproxy_core::SourcePrefix;
 use anyproxy_tunnel::frame::Open;
 use anyproxy_workers::run_blocking;
+use socket2::{Domain, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::race::is_out_of_descriptors;
 
 /// Lookups that run at once. Each holds a thread of the runtime's blocking pool until the system gives up on it; the pool
 /// has 512 if nobody says otherwise, so others find one too.
@@ -61,7 +64,10 @@ pub(crate) struct Resolver {
 impl Resolver {
     /// The system's own rules.
     pub(crate) fn system() -> Self {
-        Self::new(|name| (name, 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).collect()))
+        Self::new(|name| match (name, 0).to_socket_addrs() {
+            Ok(found) => Ok(found.map(|address| address.ip()).collect()),
+            Err(error) => Err(cause_of(error, Socket::new(Domain::IPV4, Type::DGRAM, None))),
+        })
     }
 
     pub(crate) fn new(lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Self {
@@ -115,6 +121,12 @@ impl fmt::Debug for Resolver {
 
 async fn acquire(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
     places.clone().acquire_owned().await.expect("the semaphore is never closed")
+}
+
+/// Why a lookup failed, if a descriptor was asked for `afterwards`. A lookup that had none for its question says that there
+/// is no such name (glibc), which would be the last word on a name that another client may find.
+fn cause_of<T>(error: io::Error, afterwards: io::Result<T>) -> io::Error {
+    afterwards.err().filter(is_out_of_descriptors).unwrap_or(error)
 }
 
 /// What is likely served by the same name servers: the name without its first label, if two are left then.
@@ -363,6 +375,18 @@ mod tests {
             }
             assert_eq!(resolver.places.available_permits(), LOOKUPS);
         });
+    }
+
+    #[test]
+    fn a_lookup_without_a_descriptor_does_not_mean_that_there_is_no_such_name() {
+        let no_such_name = || io::Error::other("Name or service not known");
+        let class = |afterwards: io::Result<()>| class_of_lookup(&cause_of(no_such_name(), afterwards));
+        assert_eq!(class(Ok(())), OpenErrClass::Unresolved);
+        for code in [libc::EMFILE, libc::ENFILE] {
+            assert_eq!(class(Err(io::Error::from_raw_os_error(code))), OpenErrClass::Overloaded);
+        }
+        let no_ipv4 = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+        assert_eq!(class(Err(no_ipv4)), OpenErrClass::Unresolved, "says nothing about descriptors");
     }
 
     #[test]
