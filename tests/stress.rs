@@ -258,6 +258,34 @@ async fn limit_files(program: &Program, files: usize) -> Result {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn f6_users_leave_some_of_a_client_s_descriptors_to_its_tunnels_and_its_health_check() -> Result {
+    let _turn = alone().await;
+    let top = "admin: { listen_addr: '127.0.0.1:0' }".to_owned();
+    let mut stage = Stage::with(&Options { top, ..Options::default() })?;
+    let mut client = tool("prlimit");
+    client.arg("--nofile=100:100").arg(Program::path()?).args(["client", "--config"]).arg(stage.file());
+    stage.client.kill()?;
+    stage.client = Program::spawn(&mut client)?;
+    stage.client.connected()?;
+    let target = Target::echo().await?;
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for _ in 0..100 {
+        match timeout(PATIENCE, connect(stage.http_addr(), &target.addr().to_string())).await?? {
+            (code, stream) if code == "200" => held.push(stream),
+            (code, _) => {
+                assert_eq!(code, "503");
+                refused += 1;
+            }
+        }
+    }
+    // And what it inherited with a high number, or took for itself meanwhile.
+    let (open, spare) = (stage.client.descriptors()?, 82..90);
+    assert!(refused > 0 && spare.contains(&open), "{} held, {refused} refused, {open} open", held.len());
+    assert!(metric(&stage.client, "anyproxy_tunnels").await? > 0.0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn f6_without_descriptors_nothing_spins_the_living_go_on_and_all_is_well_once_there_are_some() -> Result
 {
     let _turn = alone().await;

@@ -23,9 +23,9 @@ pub(crate) fn run(file: Option<&Path>) -> Result<ExitCode, Failure> {
     let source = Source::load(file)?;
     let section = source.required("client", source.file.client.as_ref())?;
     let logging = logging::start(source.file.log.as_ref());
-    let settings = settings::Client::new(&source, section)?;
+    let mut settings = settings::Client::new(&source, section)?;
     let fixed = Fixed::of_client(&settings, section, &source.file);
-    process::raise_open_files();
+    settings.config.max_descriptors = settings::users(process::raise_open_files());
     let dropped_lines = logging.dropped_lines();
     runtime.run(|stop, hangups, workers| async move {
         let admin = admin::Bound::new(source.file.admin.as_ref(), dropped_lines)?;

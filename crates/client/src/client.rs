@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, InvalidConfig};
 use crate::pool::Pool;
+use crate::reserve::Reserve;
 use crate::resolve::Resolver;
 
 /// A client: keeps tunnels to its gateways, and dials what they ask for and its own rules allow.
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) resolver: Resolver,
     /// For gateways: a client whose targets' name servers stall still finds its gateways.
     pub(crate) gateways: Resolver,
+    /// What targets leave alone.
+    pub(crate) reserve: Reserve,
     pub(crate) instance: u128,
     pub(crate) live: Live,
     pub(crate) tasks: TaskTracker,
@@ -101,11 +104,13 @@ impl Shared {
     pub(crate) fn new(mut config: Config, resolver: Resolver) -> Result<Self, InvalidConfig> {
         config.check()?;
         let rules = std::mem::take(&mut config.rules).guarded();
+        let reserve = Reserve::beyond(config.max_descriptors);
         Ok(Self {
             id: config.client_id.as_str().into(),
             rules: Arc::new(ArcSwap::from_pointee(rules)),
-            resolver,
+            resolver: resolver.with_reserve(reserve),
             gateways: Resolver::system(),
+            reserve,
             instance: fastrand::u128(..),
             live: Live(watch::Sender::new(0)),
             tasks: TaskTracker::new(),

@@ -49,6 +49,10 @@ pub struct Config {
     pub half_closed_timeout: Option<Duration>,
     /// How long a flow of datagrams may be without one *from* the user (default: 120 s; RFC 4787 section 4.3).
     pub udp_idle_timeout: Duration,
+    /// While so many descriptors are open in this process, none is taken for a target: opens, of streams, of datagrams and of
+    /// names to look up, are refused as overloaded, so that a gateway may ask another client (default: `usize::MAX`). What
+    /// the system grants beyond is for tunnels, gateways' names and whatever else the process does. On Unix alone.
+    pub max_descriptors: usize,
     /// How long living streams may go on once the client is told to stop (default: 30 s).
     pub drain_timeout: Duration,
     /// The threads that tunnels are put on (default: `None`, that of [`run`](crate::Client::run)). The streams of a
@@ -81,6 +85,7 @@ impl Config {
             idle_timeout: Some(Duration::from_secs(60 * 60)),
             half_closed_timeout: Some(Duration::from_secs(10 * 60)),
             udp_idle_timeout: Duration::from_secs(120),
+            max_descriptors: usize::MAX,
             drain_timeout: Duration::from_secs(30),
             seats: None,
             tunnel: anyproxy_tunnel::Config::default(),

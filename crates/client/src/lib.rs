@@ -50,6 +50,8 @@ mod backoff;
 mod link;
 mod resolve;
 
+mod reserve;
+
 mod serve;
 
 mod judge;

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::race;
+use crate::reserve::Reserve;
 use crate::resolve::{Asker, Resolver};
 
 /// A tunnel that stands, its driver not yet spawned.
@@ -102,7 +103,7 @@ async fn dial(
         }
     };
     let addresses = doubtful.leave_out(addresses).into_iter().map(|ip| (ip, gateway.port()).into()).collect();
-    let (socket, address) = race::connect(addresses).await.map_err(LinkError::Connect)?;
+    let (socket, address) = race::connect(addresses, Reserve::NONE).await.map_err(LinkError::Connect)?;
     Ok((socket, address.ip()))
 }
 

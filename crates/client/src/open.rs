@@ -138,7 +138,7 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
     let judge = Judge::new(open, &context.client.config.open_ports, &rules, policy.as_deref())?;
     judge.name()?;
     if let (Network::Udp { association }, true) = (open.network, judge.target().is_unspecified()) {
-        let association = context.associations.join(association, &context.client.tasks);
+        let association = context.associations.join(association, &context.client);
         let opened = association.open().map(|()| Reached::Association(association));
         return opened.map_err(|error| OpenErr::new(race::class_of(&error), error.to_string()));
     }
@@ -155,13 +155,13 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
         return Err(OpenErr::new(OpenErrClass::Unresolved, "the name has no address"));
     };
     let reached = match open.network {
-        Network::Tcp => race::connect(addresses).await.map(|(socket, address)| {
+        Network::Tcp => race::connect(addresses, context.client.reserve).await.map(|(socket, address)| {
             // Fails only on a connection that is reset already, which its relay will see.
             let _ = anyproxy_tcp::tune(&socket, anyproxy_tcp::NOT_SENT);
             Reached::Tcp(socket, address)
         }),
         Network::Udp { association } => {
-            let association = context.associations.join(association, &context.client.tasks);
+            let association = context.associations.join(association, &context.client);
             association.reach(preferred).map(Reached::Udp)
         }
     };

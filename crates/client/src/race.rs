@@ -9,11 +9,13 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
+use crate::reserve::Reserve;
+
 /// How long an attempt may be silent before the next address is tried beside it (RFC 8305 section 8).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Connects to one of `addresses`, the first that answers, by Happy Eyeballs (RFC 8305): the families take turns,
-/// and a silent address delays the next by 250 ms only. Has no deadline of its own.
+/// and a silent address delays the next by 250 ms only. Descriptors of `reserve` are left alone. Has no deadline of its own.
 ///
 /// # Errors
 ///
@@ -22,10 +24,13 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// # Cancel safety
 ///
 /// Dropping the future drops every attempt.
-pub(crate) async fn connect(addresses: Vec<SocketAddr>) -> io::Result<(TcpStream, SocketAddr)> {
+pub(crate) async fn connect(
+    addresses: Vec<SocketAddr>,
+    reserve: Reserve,
+) -> io::Result<(TcpStream, SocketAddr)> {
     race(interleave(addresses), |address| async move {
-        let connected = anyproxy_tcp::connect(address).await.map_err(|error| no_port_is_free(error, address));
-        Ok((connected?, address))
+        let connected = anyproxy_tcp::connect_if(address, |socket| reserve.check(socket)).await;
+        Ok((connected.map_err(|error| no_port_is_free(error, address))?, address))
     })
     .await
 }
@@ -246,12 +251,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let error = connect(vec![address]).await.unwrap_err();
+        let error = connect(vec![address], Reserve::NONE).await.unwrap_err();
         assert_eq!(class_of(&error), OpenErrClass::Refused);
     }
 
     #[tokio::test]
     async fn no_address_is_a_failure_not_a_wait() {
-        assert!(connect(Vec::new()).await.is_err());
+        assert!(connect(Vec::new(), Reserve::NONE).await.is_err());
     }
 }

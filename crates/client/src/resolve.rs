@@ -11,6 +11,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::race::is_out_of_descriptors;
+use crate::reserve::Reserve;
 
 /// Lookups that run at once. Each holds a thread of the runtime's blocking pool until the system gives up on it; the pool
 /// has 512 if nobody says otherwise, so others find one too.
@@ -59,6 +60,7 @@ pub(crate) struct Resolver {
     places: Arc<Semaphore>,
     shares: Arc<Shares>,
     lookup: Arc<Lookup>,
+    reserve: Reserve,
 }
 
 impl Resolver {
@@ -71,23 +73,35 @@ impl Resolver {
     }
 
     pub(crate) fn new(lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static) -> Self {
-        Self { places: Arc::new(Semaphore::new(LOOKUPS)), shares: Arc::default(), lookup: Arc::new(lookup) }
+        Self {
+            places: Arc::new(Semaphore::new(LOOKUPS)),
+            shares: Arc::default(),
+            lookup: Arc::new(lookup),
+            reserve: Reserve::NONE,
+        }
+    }
+
+    /// One whose lookups, which take descriptors of their own, leave `reserve` alone.
+    pub(crate) fn with_reserve(self, reserve: Reserve) -> Self {
+        Self { reserve, ..self }
     }
 
     /// The addresses of `name`, the ones the system prefers first, none twice, at most 16.
     ///
     /// # Errors
     ///
-    /// What the system says; [`ResourceBusy`](io::ErrorKind::ResourceBusy) if there is no thread to ask it on.
+    /// What the system says; [`ResourceBusy`](io::ErrorKind::ResourceBusy) if there is no thread to ask it on, or no descriptor
+    /// beside the reserve.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives up waiting; a lookup under way ends in its own time and keeps its place till then.
     pub(crate) async fn resolve(&self, asker: Asker, name: &str) -> io::Result<Vec<IpAddr>> {
         let place = self.place(asker, name).await;
-        let (lookup, name) = (self.lookup.clone(), name.to_owned());
+        let (lookup, name, reserve) = (self.lookup.clone(), name.to_owned(), self.reserve);
         let found = run_blocking(move || {
             let _place = place;
+            reserve.probe()?;
             lookup(&name)
         });
         let mut addresses = Vec::new();

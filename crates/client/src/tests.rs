@@ -234,6 +234,23 @@ async fn s8_a_name_without_addresses_does_not_resolve() {
 }
 
 #[tokio::test]
+async fn f6_descriptors_of_the_reserve_are_for_nobody_s_targets() {
+    let (target, listener) = target().await;
+    // This process has some open.
+    let world = World::new(|config| config.max_descriptors = 3).await;
+    let udp = Open::udp(9, HostRef::Ip(target.ip()), target.port());
+    let association = Open::udp(9, HostRef::Ip(Ipv4Addr::UNSPECIFIED.into()), 0);
+    for open in
+        [tcp(target), name("localhost.test", target.port()), name("stalled.test", 80), udp, association]
+    {
+        let shown = format!("{open:?}");
+        assert_eq!(world.refused(open).await, OpenErrClass::Overloaded, "{shown}");
+    }
+    is_not_dialled(&listener).await;
+    world.is_left_clean().await;
+}
+
+#[tokio::test]
 async fn f7_a_lookup_that_stalls_times_out() {
     let world = World::new(|config| config.connect_timeout = Duration::from_millis(50)).await;
     assert_eq!(world.refused(name("stalled.test", 80)).await, OpenErrClass::TimedOut);

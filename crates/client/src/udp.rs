@@ -24,7 +24,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::access::AccessLine;
+use crate::client::Shared as Client;
 use crate::relay::{End, Passed};
+use crate::reserve::Reserve;
 
 /// Destinations of one association; beyond it the one that was sent to longest ago goes.
 const MAX_DESTINATIONS: usize = 1_024;
@@ -48,6 +50,7 @@ pub(crate) struct Association {
     ports: Mutex<BTreeMap<(bool, u8), Arc<Port>>>,
     routes: Arc<Routes>,
     tasks: TaskTracker,
+    reserve: Reserve,
     receiving: CancellationToken,
     /// Ends the receiving tasks with the last flow.
     _receiving: DropGuard,
@@ -67,8 +70,9 @@ impl Associations {
         lock(&self.0).is_empty()
     }
 
-    /// The association of this number, the same as long as a flow of it lives. Its sockets are served in `tasks`.
-    pub(crate) fn join(self: &Arc<Self>, id: u64, tasks: &TaskTracker) -> Arc<Association> {
+    /// The association of this number, the same as long as a flow of it lives. Its sockets are served in the `client`'s tasks,
+    /// and are none of its reserve.
+    pub(crate) fn join(self: &Arc<Self>, id: u64, client: &Client) -> Arc<Association> {
         let mut entries = lock(&self.0);
         if let Some(association) = entries.get(&id).and_then(Weak::upgrade) {
             return association;
@@ -79,7 +83,8 @@ impl Associations {
             associations: self.clone(),
             ports: Default::default(),
             routes: Arc::default(),
-            tasks: tasks.clone(),
+            tasks: client.tasks.clone(),
+            reserve: client.reserve,
             receiving: receiving.clone(),
             _receiving: receiving.drop_guard(),
         });
@@ -112,7 +117,7 @@ impl Association {
         if let Some(port) = ports.get(&(v6, number)) {
             return Ok(port.clone());
         }
-        let port = Arc::new(Port { socket: bind(v6)?, waiting: AtomicUsize::new(0) });
+        let port = Arc::new(Port { socket: bind(v6, self.reserve)?, waiting: AtomicUsize::new(0) });
         let receiving = receive(port.clone(), number, self.routes.clone());
         self.tasks.spawn(self.receiving.clone().run_until_cancelled_owned(receiving));
         ports.insert((v6, number), port.clone());
@@ -130,13 +135,14 @@ impl Drop for Association {
     }
 }
 
-fn bind(v6: bool) -> io::Result<UdpSocket> {
+fn bind(v6: bool, reserve: Reserve) -> io::Result<UdpSocket> {
     let (domain, address) = if v6 {
         (Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))
     } else {
         (Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))
     };
     let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    reserve.check(&socket)?;
     if v6 {
         // Each family has its own socket; an IPv4 address in an IPv6 one would be a second name for a destination.
         socket.set_only_v6(true)?;

@@ -40,7 +40,24 @@ pub const NOT_SENT: u32 = 32 * 1024;
 ///
 /// Dropping the future drops the attempt.
 pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    connect_if(address, |_| Ok(())).await
+}
+
+/// [`connect`], if the socket `may` be used for it: with one that may not nothing leaves this machine.
+///
+/// # Errors
+///
+/// Those of [`connect`], and what `may` says.
+///
+/// # Cancel safety
+///
+/// As [`connect`].
+pub async fn connect_if(
+    address: SocketAddr,
+    may: impl FnOnce(&TcpSocket) -> io::Result<()>,
+) -> io::Result<TcpStream> {
     let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+    may(&socket)?;
     // Pacing that has begun does not end.
     do_not_pace(&socket, address.ip());
     let socket = socket.connect(address).await?;

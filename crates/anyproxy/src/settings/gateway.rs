@@ -240,7 +240,7 @@ impl Limits {
 
 /// The most connections of users, with and without a stream, on a machine that lets this process have so many files
 /// open. Each takes one of them; an eighth stays for clients, handshakes and logs, and half as much for
-/// [`associations`].
+/// [`associations`]. At a client as many may be open when one is taken for a target.
 pub(crate) const fn users(open_files: usize) -> usize {
     open_files - open_files / 8 - open_files / 16
 }
