@@ -35,6 +35,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// Failures in a row that are blamed on the connection and cost no pause. Beyond it they are the machine's.
 const PATIENCE: u32 = 16;
 
+/// How often it is told at most that users cannot be received, which they can bring about.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
 /// A dead user is found after about two minutes of silence, whatever the idle timeout is.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
@@ -204,7 +207,7 @@ impl Listener {
         F: Fn(UserStream, SocketAddr) -> Fut + Clone + Send + Sync + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        static FULL: LazyLock<Throttle> = LazyLock::new(|| Throttle::new(Duration::from_secs(60)));
+        static FULL: LazyLock<Throttle> = LazyLock::new(|| Throttle::new(TELL_EVERY));
 
         let mut connections = JoinSet::new();
         let mut failures = Failures::default();
@@ -227,11 +230,13 @@ impl Listener {
             let (mut tcp, source) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    failures.add(&error);
+                    if let Some(others) = failures.add(&error) {
+                        warn!(%error, others, "cannot accept connections, trying on");
+                    }
                     continue;
                 }
             };
-            failures = Failures::default();
+            failures.end();
             if self.seats.as_ref().map_or(connections.len(), Seats::taken) >= self.max_connections {
                 if let Some(others) = FULL.pass() {
                     warn!(limit = self.max_connections, %source, others, "too many connections, one more is reset");
@@ -509,25 +514,37 @@ fn tune(socket: &Socket) -> io::Result<()> {
 }
 
 /// Accepts that failed in a row.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Failures {
     in_a_row: u32,
     pauses: u32,
     /// No accept before. A point in time, because the loop forgets what it waited for whenever a connection ends.
     until: Option<Instant>,
+    /// For all rows: near the limit of descriptors each one that is given back ends one, and the next accept begins another.
+    told: Throttle,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self { in_a_row: 0, pauses: 0, until: None, told: Throttle::new(TELL_EVERY) }
+    }
 }
 
 impl Failures {
-    fn add(&mut self, error: &io::Error) {
+    /// One more. If it is to be told, how many others were not since the last that was.
+    fn add(&mut self, error: &io::Error) -> Option<u64> {
         self.in_a_row = self.in_a_row.saturating_add(1);
         if is_of_one_connection(error) && self.in_a_row <= PATIENCE {
-            return;
-        }
-        if self.pauses == 0 {
-            warn!(%error, "cannot accept connections, trying on");
+            return None;
         }
         self.pauses = self.pauses.saturating_add(1);
         self.until = self.pause().map(|pause| Instant::now() + pause);
+        self.told.pass()
+    }
+
+    /// An accept succeeded.
+    fn end(&mut self) {
+        (self.in_a_row, self.pauses, self.until) = (0, 0, None);
     }
 
     fn pause(&self) -> Option<Duration> {
@@ -758,6 +775,18 @@ mod tests {
         }
         failures.add(&io::ErrorKind::ConnectionAborted.into());
         assert_eq!(failures.pause(), Some(BACKOFF.0));
+    }
+
+    #[test]
+    fn f6_failures_between_accepts_that_succeed_are_told_once() {
+        let mut failures = Failures::default();
+        let out_of_descriptors = io::Error::from_raw_os_error(24);
+        assert_eq!(failures.add(&out_of_descriptors), Some(0));
+        for _ in 0..100 {
+            failures.end();
+            assert_eq!(failures.add(&out_of_descriptors), None);
+            assert_eq!(failures.pause(), Some(BACKOFF.0), "each row begins anew");
+        }
     }
 
     // === TLS ===
