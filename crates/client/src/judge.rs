@@ -48,6 +48,11 @@ impl<'a> Judge<'a> {
         Ok(Self { network, rules, target, theirs })
     }
 
+    /// The same by other rules of this client's.
+    pub(crate) fn under(self, rules: &'a Policy) -> Self {
+        Self { rules, ..self }
+    }
+
     /// What is to be dialled.
     pub(crate) const fn target(&self) -> &Target {
         &self.target

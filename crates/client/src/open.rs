@@ -133,7 +133,6 @@ async fn within(
 }
 
 async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> Result<Reached, OpenErr> {
-    // Kept until the connection stands: a swap of the rules meanwhile concerns the next open.
     let rules = context.client.rules.load_full();
     let judge = Judge::new(open, &context.client.config.open_ports, &rules, policy.as_deref())?;
     judge.name()?;
@@ -149,6 +148,10 @@ async fn reach(context: &Context, open: &Open, policy: Option<Arc<Policy>>) -> R
             found.map_err(|error| OpenErr::new(race::class_of_lookup(&error), error.to_string()))?
         }
     };
+    // A lookup may take as long as all of the dial, and what was revoked meanwhile is refused. A swap from here on concerns
+    // the next open.
+    let rules = context.client.rules.load_full();
+    let judge = judge.under(&rules);
     let addresses = judge.addresses(addresses)?;
     // The system's preferred one: datagrams without an answer do not tell which works.
     let Some(preferred) = addresses.first().copied() else {

@@ -5,6 +5,8 @@ use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -427,6 +429,24 @@ async fn i11_rules_swapped_in_hold_from_the_next_open_on() {
     assert_eq!(world.refused(tcp(target)).await, OpenErrClass::Denied);
 }
 
+#[tokio::test]
+async fn i11_rules_swapped_in_while_a_name_is_looked_up_hold_for_it() {
+    let (target, listener) = target().await;
+    for forbids in ["127.0.0.1", "slow.test"] {
+        let world = World::new(|_| {}).await;
+        let opening = tokio::spawn(world.tunnel.open(name("slow.test", target.port())));
+        while world.lookups.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        world.shared.rules.store(Arc::new(forbidden(&[forbids])));
+        drop(world.release);
+        let opened = timeout(Duration::from_secs(5), opening).await.expect("an answer in time").unwrap();
+        let Err(OpenError::Refused(why, _)) = opened else { panic!("{opened:?}") };
+        assert_eq!(why.class, OpenErrClass::Denied, "{forbids}");
+    }
+    is_not_dialled(&listener).await;
+}
+
 // === Ports ===
 
 #[tokio::test]
@@ -790,7 +810,9 @@ struct World {
     /// Drops the gateway's end without a word.
     cut: CancellationToken,
     left: oneshot::Receiver<Left>,
-    _release: mpsc::Sender<()>,
+    release: mpsc::Sender<()>,
+    /// Those that have begun.
+    lookups: Arc<AtomicUsize>,
 }
 
 impl World {
@@ -810,7 +832,7 @@ impl World {
             Credentials::new("user", "password"),
         );
         change(&mut config);
-        let (resolver, release) = resolver();
+        let (resolver, release, lookups) = resolver();
         let shared = Arc::new(Shared::new(config, resolver).unwrap());
 
         let (near, far) = duplex(64 * 1024);
@@ -837,7 +859,7 @@ impl World {
         while *shared.live.subscribe().borrow() == 0 {
             tokio::task::yield_now().await;
         }
-        Self { tunnel, shared, stop, cut, left: receiver, _release: release }
+        Self { tunnel, shared, stop, cut, left: receiver, release, lookups }
     }
 
     async fn open(&self, open: Open) -> Result<(Stream, OpenOk), OpenError> {
@@ -871,11 +893,12 @@ impl World {
     }
 }
 
-/// Names for every occasion; the stalled one until the sender is dropped.
-fn resolver() -> (Resolver, mpsc::Sender<()>) {
+/// Names for every occasion, the stalled and the slow one until the sender is dropped; and the number of lookups.
+fn resolver() -> (Resolver, mpsc::Sender<()>, Arc<AtomicUsize>) {
     let (release, stalled) = mpsc::channel::<()>();
-    let stalled = Mutex::new(stalled);
-    let resolver = Resolver::new(move |name| match name {
+    let (stalled, lookups) = (Mutex::new(stalled), Arc::<AtomicUsize>::default());
+    let begun = lookups.clone();
+    let lookup = move |name: &str| match name {
         "localhost.test" => Ok(vec![Ipv4Addr::LOCALHOST.into()]),
         "two.test" => Ok(vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([127, 0, 0, 2])]),
         "metadata.test" => Ok(vec![IpAddr::from([169, 254, 169, 254])]),
@@ -884,10 +907,18 @@ fn resolver() -> (Resolver, mpsc::Sender<()>) {
             let _ = stalled.lock().unwrap().recv();
             Ok(Vec::new())
         }
+        "slow.test" => {
+            let _ = stalled.lock().unwrap().recv();
+            Ok(vec![Ipv4Addr::LOCALHOST.into()])
+        }
         "full.test" => Err(io::Error::from_raw_os_error(libc::EMFILE)),
         _ => Err(io::Error::other("no such name")),
+    };
+    let resolver = Resolver::new(move |name| {
+        begun.fetch_add(1, Ordering::Relaxed);
+        lookup(name)
     });
-    (resolver, release)
+    (resolver, release, lookups)
 }
 
 /// What this test has logged: one subscriber for the process, and a page for each test's thread.
