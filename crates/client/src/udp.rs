@@ -1,6 +1,7 @@
 //! Datagrams: the flows of one association leave from one socket, but for those whose names lead to one address, and only
 //! those it has sent to may answer.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::io;
@@ -47,12 +48,19 @@ pub(crate) struct Association {
     id: u64,
     associations: Arc<Associations>,
     /// By family and number.
-    ports: Mutex<BTreeMap<(bool, u8), Arc<Port>>>,
+    ports: Mutex<BTreeMap<(bool, u8), Bound>>,
     routes: Arc<Routes>,
     tasks: TaskTracker,
     reserve: Reserve,
-    receiving: CancellationToken,
-    /// Ends the receiving tasks with the last flow.
+}
+
+/// A port as long as an association has it.
+#[derive(Debug)]
+struct Bound {
+    port: Arc<Port>,
+    /// How many have taken it and not left it.
+    flows: usize,
+    /// Ends its receiving task.
     _receiving: DropGuard,
 }
 
@@ -77,7 +85,6 @@ impl Associations {
         if let Some(association) = entries.get(&id).and_then(Weak::upgrade) {
             return association;
         }
-        let receiving = CancellationToken::new();
         let association = Arc::new(Association {
             id,
             associations: self.clone(),
@@ -85,8 +92,6 @@ impl Associations {
             routes: Arc::default(),
             tasks: client.tasks.clone(),
             reserve: client.reserve,
-            receiving: receiving.clone(),
-            _receiving: receiving.drop_guard(),
         });
         entries.insert(id, Arc::downgrade(&association));
         association
@@ -96,14 +101,14 @@ impl Associations {
 impl Association {
     /// Takes a socket before there is a destination, of either family: that there is one is what a user is told.
     pub(crate) fn open(&self) -> io::Result<()> {
-        self.port(false, 0).or_else(|_| self.port(true, 0)).map(drop)
+        self.take_port(false, 0).or_else(|_| self.take_port(true, 0)).map(drop)
     }
 
     /// A way to `destination` for one flow, by a port that no other flow to it has. Nobody may answer before something was
     /// sent.
     pub(crate) fn reach(self: Arc<Self>, destination: SocketAddr) -> io::Result<Way> {
         let (key, evicted) = self.routes.enter(destination);
-        match self.port(destination.is_ipv6(), key.port) {
+        match self.take_port(destination.is_ipv6(), key.port) {
             Ok(port) => Ok(Way { key, evicted, port, destination, association: self }),
             Err(error) => {
                 self.routes.leave(&key, &evicted);
@@ -112,16 +117,29 @@ impl Association {
         }
     }
 
-    fn port(&self, v6: bool, number: u8) -> io::Result<Arc<Port>> {
+    fn take_port(&self, v6: bool, number: u8) -> io::Result<Arc<Port>> {
         let mut ports = lock(&self.ports);
-        if let Some(port) = ports.get(&(v6, number)) {
-            return Ok(port.clone());
+        if let Some(bound) = ports.get_mut(&(v6, number)) {
+            bound.flows += 1;
+            return Ok(bound.port.clone());
         }
         let port = Arc::new(Port { socket: bind(v6, self.reserve)?, waiting: AtomicUsize::new(0) });
+        let stop = CancellationToken::new();
         let receiving = receive(port.clone(), number, self.routes.clone());
-        self.tasks.spawn(self.receiving.clone().run_until_cancelled_owned(receiving));
-        ports.insert((v6, number), port.clone());
+        self.tasks.spawn(stop.clone().run_until_cancelled_owned(receiving));
+        ports.insert((v6, number), Bound { port: port.clone(), flows: 1, _receiving: stop.drop_guard() });
         Ok(port)
+    }
+
+    /// Closes the port with its last flow. The first of a family stays: it is where an association's datagrams come from.
+    fn leave_port(&self, v6: bool, number: u8) {
+        let mut ports = lock(&self.ports);
+        if let Entry::Occupied(mut bound) = ports.entry((v6, number)) {
+            bound.get_mut().flows -= 1;
+            if bound.get().flows == 0 && number > 0 {
+                bound.remove();
+            }
+        }
     }
 }
 
@@ -331,6 +349,7 @@ pub(crate) struct Way {
 impl Drop for Way {
     fn drop(&mut self) {
         self.association.routes.leave(&self.key, &self.evicted);
+        self.association.leave_port(self.destination.is_ipv6(), self.key.port);
     }
 }
 
