@@ -399,7 +399,7 @@ struct Registered {
 impl Registered {
     /// Drives the tunnel to its end: its own, that of a client whose place was taken, or that of the gateway.
     async fn run(self, ending: &CancellationToken) {
-        let Self { claim, link, driver, registration, leases } = self;
+        let Self { claim, link, driver, registration, mut leases } = self;
         let mut driver = pin!(driver);
         let orderly = async {
             link.replaced.cancelled().await;
@@ -410,6 +410,7 @@ impl Registered {
             reason = &mut driver => reason,
             () = ending.cancelled() => close(&link, driver).await,
             () = orderly => close(&link, driver).await,
+            never = leases.complete(|| link.tunnel.accepts_opens()) => match never {},
         };
         drop(registration);
         drop(leases);

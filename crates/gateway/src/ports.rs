@@ -5,7 +5,9 @@
 //! gateway: what that port stands for in its network, the client alone knows.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
+use std::future::pending;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +22,7 @@ use anyproxy_tunnel::frame::{PortRequest, PortStatus, PortVerdict, Transport};
 use bytes::BytesMut;
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -34,6 +36,9 @@ mod udp;
 /// How long a port stays open after its client's last tunnel: a client that reconnects finds it, and so do its users,
 /// who meanwhile wait for the client as those of every front do.
 const KEEP: Duration = Duration::from_secs(10);
+
+/// How often a tunnel's client is tried to be given what somebody else had when it asked.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// The front of the ports that clients may have opened, and the book of who has which.
 ///
@@ -68,8 +73,18 @@ struct Holder {
 }
 
 /// The ports a tunnel's client holds by it; given back on drop.
+#[derive(Default)]
 pub(crate) struct Leases {
-    _held: Vec<Lease>,
+    held: Vec<Lease>,
+    wanting: Option<Wanting>,
+}
+
+/// What a client asked for and may have, but somebody else has, or the system did not grant.
+struct Wanting {
+    ports: Ports,
+    claim: Claim,
+    memory: Memory,
+    requests: Vec<PortRequest>,
 }
 
 struct Lease(watch::Sender<usize>);
@@ -84,13 +99,43 @@ impl Leases {
     /// No port for anybody.
     pub(crate) fn denied(requests: &[PortRequest]) -> (Vec<PortVerdict>, Self) {
         let denied = |request: &PortRequest| PortVerdict { request: *request, status: PortStatus::Denied };
-        (requests.iter().map(denied).collect(), Self { _held: Vec::new() })
+        (requests.iter().map(denied).collect(), Self::default())
+    }
+
+    /// Takes what is wanting when it can be had, while the tunnel `takes_opens`: a client that takes another's place asks
+    /// before that one is gone, and asks once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    pub(crate) async fn complete(&mut self, takes_opens: impl Fn() -> bool) -> Infallible {
+        let Some(Wanting { ports, claim, memory, requests }) = &mut self.wanting else {
+            return pending().await;
+        };
+        let mut tries = interval_at(Instant::now() + TRY_AGAIN, TRY_AGAIN);
+        tries.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tries.tick().await;
+            if takes_opens() {
+                requests.retain(|request| match ports.lease_one(claim, *request, memory) {
+                    Ok(lease) => {
+                        self.held.push(lease);
+                        false
+                    }
+                    Err(_) => true,
+                });
+            }
+        }
     }
 }
 
 /// Why a port is not leased.
 enum Unleased {
-    Refused(PortStatus),
+    Denied,
+    /// Another client has it.
+    Taken,
+    /// The system does not grant it.
+    Failed(io::Error),
     /// Its last holder's socket is still there: until then.
     Closing(CancellationToken),
 }
@@ -170,22 +215,37 @@ impl Ports {
         requests: &[PortRequest],
         memory: &Memory,
     ) -> (Vec<PortVerdict>, Leases) {
-        let (mut verdicts, mut leases) = (Vec::new(), Vec::new());
+        let (mut verdicts, mut held, mut wanting) = (Vec::new(), Vec::new(), Vec::new());
         for request in requests {
             let status = loop {
                 match self.lease_one(claim, *request, memory) {
                     Ok(lease) => {
-                        leases.push(lease);
+                        held.push(lease);
                         break PortStatus::Open;
                     }
-                    Err(Unleased::Refused(status)) => break status,
+                    Err(Unleased::Denied) => break PortStatus::Denied,
+                    Err(Unleased::Taken) => break PortStatus::Taken,
+                    Err(Unleased::Failed(error)) => {
+                        warn!(client = &*printable(&claim.id), port = request.port, %error, "cannot open a client's port");
+                        let taken = error.kind() == io::ErrorKind::AddrInUse;
+                        break if taken { PortStatus::Taken } else { PortStatus::Failed };
+                    }
                     // Until its socket is closed, nobody can have the port, whoever had it.
                     Err(Unleased::Closing(gone)) => gone.cancelled().await,
                 }
             };
+            if matches!(status, PortStatus::Taken | PortStatus::Failed) {
+                wanting.push(*request);
+            }
             verdicts.push(PortVerdict { request: *request, status });
         }
-        (verdicts, Leases { _held: leases })
+        let wanting = (!wanting.is_empty()).then(|| Wanting {
+            ports: self.clone(),
+            claim: claim.clone(),
+            memory: memory.clone(),
+            requests: wanting,
+        });
+        (verdicts, Leases { held, wanting })
     }
 
     fn lease_one(&self, claim: &Claim, request: PortRequest, memory: &Memory) -> Result<Lease, Unleased> {
@@ -202,7 +262,7 @@ impl Ports {
             {
                 holder.stop.cancel();
             }
-            return Err(Unleased::Refused(PortStatus::Denied));
+            return Err(Unleased::Denied);
         }
         let mut open = self.0.lock();
         if let Some(holder) = open.get(&request) {
@@ -210,7 +270,7 @@ impl Ports {
                 return Err(Unleased::Closing(holder.gone.clone()));
             }
             if holder.client != claim.client() {
-                return Err(Unleased::Refused(PortStatus::Taken));
+                return Err(Unleased::Taken);
             }
             holder.identity.send_if_modified(|identity| {
                 let moves = identity.group() != &*claim.group;
@@ -233,11 +293,7 @@ impl Ports {
             stop: ends.child_token(),
             gone: CancellationToken::new(),
         };
-        self.spawn(request, &holder, memory).map_err(|error| {
-            warn!(client = &*printable(&claim.id), port = request.port, %error, "cannot open a client's port");
-            let taken = error.kind() == io::ErrorKind::AddrInUse;
-            Unleased::Refused(if taken { PortStatus::Taken } else { PortStatus::Failed })
-        })?;
+        self.spawn(request, &holder, memory).map_err(Unleased::Failed)?;
         info!(client = &*printable(&claim.id), port = request.port, transport = ?request.transport, "opened a client's port");
         let lease = Lease(holder.tunnels.clone());
         open.insert(request, holder);
@@ -390,7 +446,7 @@ mod tests {
     use crate::ClientAccount;
 
     fn ports() -> Ports {
-        let dials = tower::service_fn(|_: Dial| std::future::pending::<Result<BoxStream, BoxError>>());
+        let dials = tower::service_fn(|_: Dial| pending::<Result<BoxStream, BoxError>>());
         Ports::new(Ipv4Addr::LOCALHOST.into(), dials, RelayConfig::default())
     }
 
@@ -421,6 +477,24 @@ mod tests {
         let (status, _leases) = lease(&ports, &may, &requests).await;
         assert_eq!(status, [PortStatus::Open; 2]);
         assert_eq!(ports.open().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_client_had_is_for_a_tunnel_that_takes_opens() {
+        let (ports, requests) = (ports(), requests());
+        let first = claim(Some(requests[0].port));
+        let second = Claim { id: "other".into(), ..first.clone() };
+        let (_, holder) = lease(&ports, &first, &requests).await;
+        let (status, mut leases) = lease(&ports, &second, &requests).await;
+        assert_eq!(status, [PortStatus::Taken; 2]);
+        drop(holder);
+        assert!(timeout(KEEP + 2 * TRY_AGAIN, leases.complete(|| false)).await.is_err());
+        assert!(ports.open().is_empty());
+        assert!(timeout(2 * TRY_AGAIN, leases.complete(|| true)).await.is_err());
+        assert!(ports.open().iter().all(|(.., client)| &**client == "other") && ports.open().len() == 2);
+        drop(leases);
+        tokio::time::sleep(2 * KEEP).await;
+        assert!(ports.open().is_empty(), "they are leases like others");
     }
 
     #[tokio::test(start_paused = true)]

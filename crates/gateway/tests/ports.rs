@@ -4,6 +4,7 @@ mod support;
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener as StdListener};
+use std::time::Duration;
 
 use anyproxy_core::{BoxError, Dial, DialService as _, Endpoints as _, Front, Outcome};
 use anyproxy_front::RelayConfig;
@@ -67,7 +68,7 @@ async fn ended_first() -> (TcpStream, OpenRequest, impl Sized) {
     let Some(Request::Open(request)) = peer.requests.next().await else { panic!("no open") };
     user.shutdown().await.expect("ends");
     // Time is paused: it passes when nobody has anything to do, and so has heard of the end.
-    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
     (user, request, (house, ports, peer))
 }
 
@@ -105,7 +106,7 @@ async fn a_port_has_no_more_connections_than_its_listener_takes() {
     let first = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
     // It may be reset before it knows that it is connected.
     let second = async { TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?.read_u8().await };
-    let second = tokio::time::timeout(std::time::Duration::from_secs(5), second).await.expect("an end");
+    let second = tokio::time::timeout(Duration::from_secs(5), second).await.expect("an end");
     assert!(second.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
     assert!(first.try_read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
 }
@@ -148,9 +149,43 @@ async fn a_port_outlives_a_reconnect_and_closes_when_its_client_stays_away() {
         house.until(|house| house.clients.is_empty()).await;
         assert_eq!(ports.open().len(), 1);
     }
-    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
     assert!(ports.open().is_empty());
     house.until(|_| StdListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_somebody_else_had_is_opened_when_it_is_free() {
+    let port = free_port();
+    let (house, ports) = house(port);
+    // Time is paused, and passes where everybody waits.
+    let is_opened_for = async |wanted: &str| {
+        let opened = async {
+            while !ports.open().iter().any(|(_, _, client)| &**client == wanted) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), opened).await.expect("it is opened");
+    };
+    let holder = house.connect("east", "blue", hello("pod-1", port, Transport::Tcp)).await.unwrap();
+    let mut next = house.connect("east", "blue", hello("pod-2", port, Transport::Tcp)).await.unwrap();
+    assert_eq!(next.hello.ports[0].status, PortStatus::Taken);
+    holder.tunnel.close();
+    is_opened_for("pod-2").await;
+    let _user = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    let Some(Request::Open(request)) = next.requests.next().await else { panic!("no open") };
+    assert_eq!(request.open().port, port);
+
+    // So is one that another program had.
+    next.tunnel.close();
+    while !ports.open().is_empty() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let program = StdListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let last = house.connect("east", "blue", hello("pod-3", port, Transport::Tcp)).await.unwrap();
+    assert_eq!(last.hello.ports[0].status, PortStatus::Taken);
+    drop(program);
+    is_opened_for("pod-3").await;
 }
 
 #[tokio::test]
@@ -233,7 +268,7 @@ async fn the_rest_of_a_datagram_that_a_stream_took_in_part_waits_for_no_other() 
     sender.send_to(b"question", (Ipv4Addr::LOCALHOST, port)).await.unwrap();
     let mut target = targets.recv().await.unwrap();
     let mut framed = [0; 10];
-    let read = tokio::time::timeout(std::time::Duration::from_secs(5), target.read_exact(&mut framed)).await;
+    let read = tokio::time::timeout(Duration::from_secs(5), target.read_exact(&mut framed)).await;
     read.expect("the whole datagram").unwrap();
     assert_eq!(&framed, b"\0\x08question");
 }
