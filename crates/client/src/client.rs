@@ -1,6 +1,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyproxy_acl::Policy;
 use arc_swap::ArcSwap;
@@ -14,6 +15,9 @@ use crate::config::{Config, InvalidConfig};
 use crate::pool::Pool;
 use crate::reserve::Reserve;
 use crate::resolve::Resolver;
+
+/// What there is beyond the time to drain, for the words with which tunnels end.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A client: keeps tunnels to its gateways, and dials what they ask for and its own rules allow.
 ///
@@ -70,8 +74,8 @@ impl Client {
     }
 
     /// Keeps its tunnels until `stop` is cancelled. Then it drains: tells the gateways to send no more opens, and
-    /// lets living streams finish for as long as [`Config::drain_timeout`] says. Every task has ended when it
-    /// returns. It returns early only where the threads of all its tunnels have ended.
+    /// lets living streams finish for as long as [`Config::drain_timeout`] says; for its goodbye there is a second more. Every
+    /// task has ended when it returns. It returns early only where the threads of all its tunnels have ended.
     ///
     /// # Cancel safety
     ///
@@ -87,15 +91,9 @@ impl Client {
             shared.tasks.close();
             shared.tasks.wait().await;
         };
-        let cut = async {
-            stop.cancelled().await;
-            sleep(shared.config.drain_timeout).await;
-            shared.cut.cancel();
-            pending::<Infallible>().await
-        };
         tokio::select! {
             () = work => {}
-            never = cut => match never {},
+            never = shared.cut_in_time(&stop) => match never {},
         }
     }
 }
@@ -118,6 +116,17 @@ impl Shared {
             cut: CancellationToken::new(),
             config,
         })
+    }
+
+    /// From `stop` on: cuts what is still delivered when the time to drain is over, and a moment later the tunnels whose
+    /// gateways have frozen and take no goodbye.
+    pub(crate) async fn cut_in_time(&self, stop: &CancellationToken) -> Infallible {
+        stop.cancelled().await;
+        sleep(self.config.drain_timeout).await;
+        self.cut.cancel();
+        sleep(FAREWELL).await;
+        self.kill.cancel();
+        pending().await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Shared;
@@ -736,6 +736,27 @@ async fn r6_streams_that_do_not_finish_are_cut() {
 }
 
 #[tokio::test]
+async fn r6_a_gateway_that_has_frozen_draws_the_drain_out_by_a_second_at_most() {
+    const DRAIN: Duration = Duration::from_secs(6);
+    let (target, listener) = target().await;
+    let world = World::new(|config| config.drain_timeout = DRAIN).await;
+    let (_stream, _) = world.open(tcp(target)).await.unwrap();
+    let _socket = listener.accept().await.unwrap();
+    world.freeze.cancel();
+    tokio::time::pause();
+    let begun = Instant::now();
+    world.stop.cancel();
+    world.shared.tasks.close();
+    tokio::select! {
+        () = world.shared.tasks.wait() => {}
+        never = world.shared.cut_in_time(&world.stop) => match never {},
+    }
+    // Nothing has a finer clock than the runtime's.
+    let end = DRAIN + Duration::from_secs(1) + Duration::from_millis(10);
+    assert!((DRAIN..=end).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn r6_what_is_left_to_deliver_of_a_lost_tunnel_is_cut_with_the_client() {
     let (world, mut socket) = left_behind(&[7; START_WINDOW as usize]).await;
     while world.shared.tasks.len() > 1 {
@@ -812,6 +833,8 @@ struct World {
     stop: CancellationToken,
     /// Drops the gateway's end without a word.
     cut: CancellationToken,
+    /// Lets the gateway's end stand, and do nothing any more.
+    freeze: CancellationToken,
     left: oneshot::Receiver<Left>,
     release: mpsc::Sender<()>,
     /// Those that have begun.
@@ -839,11 +862,18 @@ impl World {
         let shared = Arc::new(Shared::new(config, resolver).unwrap());
 
         let (near, far) = duplex(64 * 1024);
-        let cut = CancellationToken::new();
+        let (cut, freeze) = (CancellationToken::new(), CancellationToken::new());
         let client = connect(WebSocket::client(far), ClientHello::new("printer-room", 1), tunnel);
         let gateway = async {
             let accepting = accept(WebSocket::server(near), Default::default()).await.unwrap();
             let (tunnel, driver) = accepting.finish(GatewayHello::new(1)).unwrap();
+            let freeze = freeze.clone();
+            let driver = async move {
+                let mut driver = pin!(driver);
+                if freeze.run_until_cancelled(&mut driver).await.is_none() {
+                    pending().await
+                }
+            };
             tokio::spawn(cut.clone().run_until_cancelled_owned(driver));
             tunnel
         };
@@ -862,7 +892,7 @@ impl World {
         while *shared.live.subscribe().borrow() == 0 {
             tokio::task::yield_now().await;
         }
-        Self { tunnel, shared, stop, cut, left: receiver, release, lookups }
+        Self { tunnel, shared, stop, cut, freeze, left: receiver, release, lookups }
     }
 
     async fn open(&self, open: Open) -> Result<(Stream, OpenOk), OpenError> {
