@@ -4,6 +4,8 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use socket2::{Domain, Socket, Type};
 
+use crate::race::is_out_of_descriptors;
+
 /// Descriptors that are not for targets: tunnels, gateways' names and the health check find one, whatever users do.
 ///
 /// Nobody counts them. The system gives the lowest number that is free (POSIX), so a new one tells how many are taken.
@@ -42,7 +44,16 @@ impl Reserve {
     ///
     /// As [`check`](Self::check), and the system's if there is none at all.
     pub(crate) fn probe(self) -> io::Result<()> {
-        self.check(&Socket::new(Domain::IPV4, Type::DGRAM, None)?)
+        self.judge(Socket::new(Domain::IPV4, Type::DGRAM, None))
+    }
+
+    /// A socket that is refused for another reason, as where a process may have none of its family, says nothing about others.
+    fn judge(self, probed: io::Result<Socket>) -> io::Result<()> {
+        match probed {
+            Ok(socket) => self.check(&socket),
+            Err(error) if is_out_of_descriptors(&error) => Err(error),
+            Err(_) => Ok(()),
+        }
     }
 
     #[cfg(unix)]
@@ -64,5 +75,12 @@ mod tests {
         reserve.allow(831).unwrap();
         assert_eq!(reserve.allow(832).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         Reserve::NONE.allow(RawFd::MAX).unwrap();
+    }
+
+    #[test]
+    fn a_probe_that_may_have_no_socket_of_its_family_is_not_short_of_descriptors() {
+        let judge = |code| Reserve::NONE.judge(Err(io::Error::from_raw_os_error(code)));
+        judge(libc::EAFNOSUPPORT).unwrap();
+        assert_eq!(judge(libc::EMFILE).unwrap_err().raw_os_error(), Some(libc::EMFILE));
     }
 }
