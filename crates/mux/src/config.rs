@@ -10,7 +10,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// What a multiplexer may spend and how patient it is.
 ///
 /// Every limit that a peer can run into is here. Values outside their range are brought back into it when a
-/// multiplexer is built, so that later code cannot meet a bad one.
+/// multiplexer is built ([`in_range`](Self::in_range)), so that later code cannot meet a bad one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Credit of a new stream in bytes, announced in the hello (default: 256 KiB). Smaller starts slowly on long lines,
@@ -30,9 +30,10 @@ pub struct Config {
     /// hold most are reset (default: 64 MiB). Only what was granted before windows shrank can lead there. Streams that
     /// hold no more than [`MIN_WINDOW`] are never reset, so the bound is this and [`MIN_WINDOW`] for each stream.
     pub held_limit: u64,
-    /// Streams at once (default: 65,536). Beyond it an open fails, and a peer's open is answered with "overloaded".
+    /// Streams at once (default: 65,536; at least one). Beyond it an open fails, and a peer's open is answered with
+    /// "overloaded".
     pub max_streams: u32,
-    /// Opens without an answer at once (default: 1,024). Beyond it as above.
+    /// Opens without an answer at once (default: 1,024; at least one). Beyond it as above.
     pub max_unanswered: u32,
     /// Bytes a stream may send before it is another's turn (default: 64 KiB, a whole frame). Less makes frames small,
     /// and each is a write to somebody; what speaks up while others are busy comes first in any case.
@@ -41,8 +42,9 @@ pub struct Config {
     pub max_datagrams: u32,
     /// Bytes of datagrams waiting on the tunnel (default: 16 MiB). The newest is dropped when they are more.
     pub datagram_bytes: u64,
-    /// Bytes of control frames waiting, bookkeeping included (default: 4 MiB). A peer that asks and never reads the
-    /// answers ends the tunnel; from half of it on, own opens fail.
+    /// Bytes of control frames waiting, bookkeeping included (default: 4 MiB; at least 64 KiB). A peer that asks and never
+    /// reads the answers ends the tunnel; from half of it on, own opens fail. An answer counts as some hundred bytes: too
+    /// little ends tunnels of peers who do read, and ask much at once.
     pub control_bytes: u64,
     /// Empty data frames a peer may send in a tunnel's life (default: 100).
     pub max_empty_data: u32,
@@ -102,9 +104,13 @@ impl Default for Config {
     }
 }
 
+/// Less would not hold the answers to what one message of an honest peer asks.
+const LEAST_CONTROL: u64 = 64 * 1024;
+
 impl Config {
-    /// The same, each value within its range.
-    pub(crate) fn in_range(mut self) -> Self {
+    /// The same, each value within its range: what a multiplexer goes by. For those who go by it beside one.
+    #[must_use]
+    pub fn in_range(mut self) -> Self {
         self.window = self.window.clamp(MIN_WINDOW, MAX_WINDOW);
         self.max_window = self.max_window.clamp(self.window, MAX_WINDOW);
         self.held_limit = self.held_limit.max(self.held_bytes);
@@ -112,6 +118,7 @@ impl Config {
         self.max_unanswered = self.max_unanswered.max(1);
         self.quantum = self.quantum.clamp(1024, MAX_PAYLOAD as u32);
         self.max_datagrams = self.max_datagrams.max(1);
+        self.control_bytes = self.control_bytes.max(LEAST_CONTROL);
         self.max_pings = self.max_pings.max(2 * FIRST_PINGS);
         let times = [&mut self.hello_timeout, &mut self.ping_interval, &mut self.ping_timeout];
         times.into_iter().for_each(|time| *time = (*time).clamp(Duration::from_millis(1), LONGEST));

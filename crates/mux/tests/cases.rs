@@ -809,7 +809,7 @@ fn opens_beyond_the_limits_fail_here_and_nothing_is_sent() {
 
 #[test]
 fn opens_fail_when_the_peer_does_not_read() {
-    let mut gateway = GatewayUnderTest::with(Config { control_bytes: 20_000, ..Config::default() });
+    let mut gateway = GatewayUnderTest::with(Config { control_bytes: 0, ..Config::default() });
     let result = loop {
         match gateway.mux.open(open()) {
             // Given up at once, so that only what waits to be sent can stop this.
@@ -819,6 +819,16 @@ fn opens_fail_when_the_peer_does_not_read() {
         gateway.events();
     };
     assert_eq!(result, OpenError::Congested);
+}
+
+#[test]
+fn a_hundred_answers_may_wait_however_little_is_asked_for() {
+    let mut client = ClientUnderTest::with(Config { control_bytes: 0, ..Config::default() });
+    for number in 1..=100 {
+        client.hear_open(number).unwrap();
+        client.events();
+        client.mux.accept(id(number), OpenOk::default());
+    }
 }
 
 #[test]

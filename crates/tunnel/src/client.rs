@@ -39,6 +39,7 @@ pub async fn connect<C: Carrier>(
     hello: ClientHello,
     config: Config,
 ) -> Result<(ClientTunnel, Requests, GatewayHello, Driver), TunnelError> {
+    let config = config.in_range();
     let mut link = Link::<Client, C>::new(carrier, &config);
     link.mux.hello(hello)?;
     let hello = match link.greet().await {

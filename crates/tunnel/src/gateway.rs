@@ -32,6 +32,7 @@ use crate::{Carrier, CloseReason, Config, Driver, OpenError, Stream, TunnelError
 ///
 /// Dropping the future cuts the connection.
 pub async fn accept<C: Carrier>(carrier: C, config: Config) -> Result<Accepting<C>, TunnelError> {
+    let config = config.in_range();
     let mut link = Link::new(carrier, &config);
     match link.greet().await {
         Ok(hello) => Ok(Accepting { hello, link, config }),

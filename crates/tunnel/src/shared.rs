@@ -19,8 +19,9 @@ use crate::{CloseReason, Config, DroppedDatagrams};
 /// line that takes the longest message in that time, 44 kB/s, does not, whatever it carries.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
 
-/// What a stream takes from its writer where memory is short: little, and never nothing, or it would not end.
-const LEAST_SEND_BUFFER: u32 = 4 * 1024;
+/// What a stream takes from its writer where memory is short, and the least it may be told to: little, and never nothing, or
+/// it would not end.
+pub(crate) const LEAST_SEND_BUFFER: u32 = 4 * 1024;
 
 /// What every handle of a tunnel knows.
 #[derive(Debug)]
@@ -61,9 +62,8 @@ impl Shared {
             bell: Bell::default(),
             session,
             memory: config.memory.clone(),
-            // Beyond 2 GiB the counter of unsent bytes could run over.
-            send_buffer: u32::try_from(config.send_buffer).unwrap_or(u32::MAX).clamp(1, i32::MAX as u32),
-            unsent_limits: (config.mux.held_bytes, config.mux.held_limit.max(config.mux.held_bytes)),
+            send_buffer: u32::try_from(config.send_buffer).unwrap_or(u32::MAX),
+            unsent_limits: (config.mux.held_bytes, config.mux.held_limit),
             gauges: Gauges::new(now),
             dropped_datagrams: config.dropped_datagrams.clone(),
             closed: watch::Sender::new(None),

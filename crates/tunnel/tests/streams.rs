@@ -48,6 +48,25 @@ async fn m18_a_carrier_of_random_moods_loses_no_byte_and_no_wake_up() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_config_may_say_the_least_values_there_are() {
+    let says: [fn(&mut Config); 2] =
+        [|config| config.mux.max_unanswered = 0, |config| config.send_buffer = 0];
+    for say in says {
+        let mut config = Config::default();
+        say(&mut config);
+        let least = config.send_buffer.max(4 * 1024);
+        let mut pair = Pair::new(1000, config).await;
+        let opened = tokio::time::timeout(std::time::Duration::from_secs(1), pair.stream(tcp())).await;
+        let (mut near, mut far) = opened.expect("an open is taken");
+        assert_eq!(near.write(&vec![0; 1 << 20]).await.unwrap(), least);
+        far.read_exact(&mut vec![0; least]).await.unwrap();
+        let echo = tokio::spawn(echo(far));
+        send_and_compare(near, 30_000, 1).await;
+        echo.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn what_is_lent_is_kept_without_a_copy_until_it_has_left() {
     let mut pair = Pair::new(100, Config::default()).await;
