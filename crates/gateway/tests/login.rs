@@ -2,16 +2,17 @@
 
 mod support;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_core::{BoxError, Login, Outcome};
 use anyproxy_gateway::{ClientAccount, Clients, Config, Gateway};
-use anyproxy_tunnel::frame::{ClientHello, GoAwayCode};
-use anyproxy_tunnel::{TunnelError, UpgradeError, WebSocket};
+use anyproxy_tunnel::frame::{ClientHello, GoAwayCode, HEADER_LEN};
+use anyproxy_tunnel::{Carrier as _, TunnelError, UpgradeError, WebSocket};
 use support::{House, request, source};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tower::{ServiceBuilder, service_fn};
 
 const HEAD: &str = "Host: gw.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -71,6 +72,25 @@ async fn w7_each_bad_upgrade_has_its_status() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{shown}\n{answer}");
     }
     assert!(house.clients.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_no_hello_is_told_only_where_the_whole_login_has_longer() {
+    for (limit, told) in [(10, false), (60, true)] {
+        let mut config = Config::default();
+        config.handshake_timeout = Duration::from_secs(limit);
+        let house = House::new(config);
+        let pipe = house.pipe();
+        // As TLS takes a while.
+        sleep(Duration::from_secs(1)).await;
+        let mut carrier = WebSocket::connect(pipe, request("east", "blue")).await.unwrap();
+        let upgraded = Instant::now();
+        let word = poll_fn(|cx| carrier.poll_recv(cx)).await.and_then(Result::ok);
+        assert_eq!(upgraded.elapsed().as_secs(), if told { 10 } else { limit - 1 });
+        // A GO_AWAY, and its code.
+        let code = word.map(|frame| (frame[0], frame[HEADER_LEN]));
+        assert_eq!(code, told.then_some((0x0b, 7)));
+    }
 }
 
 #[tokio::test]
