@@ -17,10 +17,14 @@ impl Front {
     /// A fixed port that a client asked for.
     pub const PORT: Self = Self("port");
 
-    /// A front of one's own. The name appears in logs and metrics, hence `'static`: their number is bounded.
+    /// The longest name of a front, in bytes: what the tunnel can carry.
+    pub const MAX_NAME: usize = 64;
+
+    /// A front of one's own. The name appears in logs and metrics, hence `'static`: their number is bounded. One that is
+    /// longer than [`MAX_NAME`](Self::MAX_NAME) is cut to that: it travels with every dial, which would fail.
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
-        Self(name)
+        Self(name.split_at(name.floor_char_boundary(Self::MAX_NAME)).0)
     }
 
     /// The name.
@@ -56,5 +60,22 @@ impl Login {
     #[must_use]
     pub const fn new(credentials: Option<Credentials>, source: SocketAddr, front: Front) -> Self {
         Self { credentials, source, front }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_more_than_64_bytes_is_cut_between_two_characters() {
+        for (name, length) in [("", 0), ("printer", 7)] {
+            assert_eq!(Front::new(name).as_str().len(), length);
+        }
+        for (more, length) in [(63, 63), (64, 64), (65, 64), (200, 64)] {
+            assert_eq!(Front::new("f".repeat(more).leak()).as_str().len(), length);
+        }
+        let accented = format!("{}é", "f".repeat(63));
+        assert_eq!(Front::new(accented.leak()).as_str(), "f".repeat(63));
     }
 }

@@ -1,11 +1,14 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use anyproxy_core::{BoxError, DEFAULT_GROUP, Front, Login};
+use anyproxy_core::{Account, BoxError, DEFAULT_GROUP, Front, Login};
 use tower::Service;
 
 /// The front that clients log in at, in a [`Login`].
 pub const FRONT: Front = Front::new("gateway");
+
+/// What stands before an account's name in that of the users of its ports.
+pub(crate) const PORT_USER: &str = "port:";
 
 /// What a client may do here: the groups whose networks it may serve and the ports it may have opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +19,10 @@ pub struct ClientAccount {
 }
 
 impl ClientAccount {
+    /// The longest name of an account with open ports, in bytes: the users of a port are `port:` and this name, which is a
+    /// [user's](Account::MAX_USER).
+    pub const MAX_NAME_WITH_PORTS: usize = Account::MAX_USER - PORT_USER.len();
+
     /// An account that may serve `groups`, or [`DEFAULT_GROUP`] if it names none, and may open no ports.
     pub fn new<G: Into<Arc<str>>>(name: impl Into<Arc<str>>, groups: impl IntoIterator<Item = G>) -> Self {
         let mut groups: Box<[Arc<str>]> = groups.into_iter().map(Into::into).collect();
@@ -25,10 +32,13 @@ impl ClientAccount {
         Self { name: name.into(), groups, ports: Box::default() }
     }
 
-    /// The same account with ports at the gateway that its clients may ask for.
+    /// The same account with ports at the gateway that its clients may ask for: none, where its name is longer than
+    /// [`MAX_NAME_WITH_PORTS`](Self::MAX_NAME_WITH_PORTS), since whoever came in by one could not be dialled for.
     #[must_use]
     pub fn with_open_ports(mut self, ports: impl IntoIterator<Item = RangeInclusive<u16>>) -> Self {
-        self.ports = ports.into_iter().collect();
+        if self.name.len() <= Self::MAX_NAME_WITH_PORTS {
+            self.ports = ports.into_iter().collect();
+        }
         self
     }
 
@@ -115,5 +125,14 @@ mod tests {
         let account = ClientAccount::new("east", ["blue"]).with_open_ports([2222..=2222, 8000..=8010, 0..=0]);
         assert!(account.may_open(2222) && account.may_open(8010));
         assert!(!account.may_open(8011) && !account.may_open(0));
+    }
+
+    #[test]
+    fn an_account_whose_name_its_ports_users_cannot_have_opens_none() {
+        for (length, opens) in [(250, true), (251, false)] {
+            let account = ClientAccount::new("e".repeat(length), ["blue"]).with_open_ports([2222..=2222]);
+            assert_eq!(account.may_open(2222), opens);
+            assert!(account.covers(&account));
+        }
     }
 }

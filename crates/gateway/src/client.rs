@@ -5,9 +5,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyproxy_core::{
-    Account, BoxError, BoxFuture, Dial, Endpoint, Guarded, Host, Journal, Load, Network, TraceParent,
+    Account, BoxError, BoxFuture, Dial, Endpoint, Front, Guarded, Host, Journal, Load, Network, TraceParent,
 };
-use anyproxy_tunnel::frame::{HostRef, MAX_GROUP, MAX_GROUPS, MAX_USER, Open, OpenOk};
+use anyproxy_tunnel::frame::{HostRef, MAX_FRONT, MAX_GROUP, MAX_GROUPS, MAX_USER, Open, OpenOk};
 use anyproxy_tunnel::{OpenError, Opening, Stream, Tunnel};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,10 @@ use crate::registry::Common;
 
 // What accounts may be called is what fits the wire: a user who could log in and never dial would be a riddle.
 const _: () = assert!(
-    Account::MAX_USER == MAX_USER && Account::MAX_GROUP == MAX_GROUP && Account::MAX_GROUPS == MAX_GROUPS
+    Account::MAX_USER == MAX_USER
+        && Account::MAX_GROUP == MAX_GROUP
+        && Account::MAX_GROUPS == MAX_GROUPS
+        && Front::MAX_NAME == MAX_FRONT
 );
 
 /// One client: a dial service that opens streams on its tunnels.

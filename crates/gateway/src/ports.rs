@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::account::PORT_USER;
 use crate::registry::Claim;
 
 use self::udp::Drops;
@@ -361,7 +362,7 @@ impl fmt::Debug for Ports {
 
 /// Who the users of a client's port are.
 fn identity_of(claim: &Claim) -> Identity {
-    Account::new(format!("port:{}", claim.account.name()), [claim.group.clone()]).into()
+    Account::new(format!("{PORT_USER}{}", claim.account.name()), [claim.group.clone()]).into()
 }
 
 /// Stops a port when no tunnel has held it for [`KEEP`]; ready when it is stopped.

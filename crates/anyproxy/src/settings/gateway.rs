@@ -9,7 +9,6 @@ use anyproxy_acl::Policy;
 use anyproxy_auth::{Accounts, User};
 use anyproxy_balance::{Settings, StickyBy, Strategy};
 use anyproxy_config::{self as config, ListenAddr, Place};
-use anyproxy_core::Account;
 use anyproxy_front::RelayConfig;
 use anyproxy_gateway::ClientAccount;
 use anyproxy_rate_limit::{Bandwidth, Key, Quota, ZeroQuota};
@@ -147,7 +146,7 @@ impl Gateway {
                 accounts::check_group(source, spanned.defined, Some(group))?;
             }
             // Who comes in by such a port is `port:` and this name to everybody.
-            let most = Account::MAX_USER - "port:".len();
+            let most = ClientAccount::MAX_NAME_WITH_PORTS;
             if client.open_ports.is_some() && username.len() > most {
                 let what = format!("an account with open_ports has a name of at most {most} bytes");
                 return Err(source.mistake(spanned.defined, what));
