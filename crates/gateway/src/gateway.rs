@@ -155,7 +155,10 @@ impl<A: Authenticate> Gateway<A> {
             if let Some(ports) = &hall.ports {
                 ports.stop_listening();
             }
-            hall.clients.drain(hall.config.drain_timeout).await;
+            let streams = hall.clients.drain(hall.config.drain_timeout).await;
+            if streams > 0 {
+                warn!(streams, "streams outlived the drain and are reset");
+            }
             hall.ending.cancel();
             if let Some(ports) = &hall.ports {
                 ports.close().await;
@@ -165,7 +168,8 @@ impl<A: Authenticate> Gateway<A> {
     }
 
     /// Serves one client on a connection that somebody else has accepted and secured; returns when its tunnel has
-    /// ended.
+    /// ended. A [drain](Clients::drain) ends it with its last stream, and never before: where nobody [serves](Self::serve)
+    /// on this gateway, the caller drops what is left then.
     ///
     /// # Cancel safety
     ///

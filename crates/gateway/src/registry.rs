@@ -270,19 +270,19 @@ impl Clients {
 
     /// Tells every client to open its tunnels elsewhere, refuses new dials as
     /// [`Overloaded`](anyproxy_core::Outcome::Overloaded), and waits until the last stream has ended, at most
-    /// `limit`. There is no way back.
+    /// `limit`. Says how many streams and dials are left: they go on until whoever serves their connections ends those.
+    /// There is no way back.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future stops the waiting only.
-    pub async fn drain(&self, limit: Duration) {
+    pub async fn drain(&self, limit: Duration) -> usize {
         self.0.common.draining.store(true, Ordering::Relaxed);
         for client in self.connected() {
             client.links().iter().for_each(|link| link.tunnel.drain());
         }
-        if tokio::time::timeout(limit, self.0.common.streams.wait()).await.is_err() {
-            warn!(streams = self.streams(), "streams outlived the drain and are reset");
-        }
+        let drained = tokio::time::timeout(limit, self.0.common.streams.wait()).await;
+        drained.map_or_else(|_| self.streams(), |()| 0)
     }
 
     /// Whether [`drain`](Self::drain) was called.

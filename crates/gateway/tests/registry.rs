@@ -477,10 +477,14 @@ async fn r6_a_drain_lets_streams_finish_and_refuses_new_dials() {
 async fn r6_a_drain_does_not_wait_for_ever() {
     let house = House::new(Config::default());
     let _echo = house.client("room-1", 1).await.echo();
-    let _stream = house.serving("blue")[0].dial(dial("blue")).await.unwrap();
+    let mut stream = house.serving("blue")[0].dial(dial("blue")).await.unwrap();
     let started = Instant::now();
-    house.clients.drain(Duration::from_secs(30)).await;
-    assert_eq!(started.elapsed().as_secs(), 30);
+    let left = house.clients.drain(Duration::from_secs(30)).await;
+    assert_eq!((started.elapsed().as_secs(), left), (30, 1));
+    stream.write_all(b"still here").await.unwrap();
+    stream.read_exact(&mut [0; 10]).await.unwrap();
+    drop(stream);
+    assert_eq!(house.clients.drain(Duration::from_secs(30)).await, 0);
 }
 
 #[tokio::test]
