@@ -1,5 +1,6 @@
 //! What the file can ask of a gateway beyond carrying bytes: accounts and groups, places and lines, ports and fronts.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyproxy_tests::{
@@ -8,7 +9,8 @@ use anyproxy_tests::{
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 
 /// Runs curl through `proxy`.
 async fn curl(proxy: &str, arguments: &[&str]) -> Result<Output> {
@@ -186,6 +188,53 @@ async fn p8_an_account_of_one_front_is_none_of_another_and_none_of_a_client() ->
     let intruder = anyproxy_tests::Program::spawn(&mut intruder)?;
     intruder.line("a refusal", |line| line["level"] == "ERROR" && line["message"] == "no tunnel")?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_users_wrong_logins_keep_no_client_out() -> Result {
+    // About two seconds of a core for each guess.
+    let users = "users: [ { username: user, password_hash: \
+                 '$2y$15$bvIG6Nmid91Mu9RcmmWZfO5HJIMCT8riNW0hEp8f6/FuA2/mHZFpe' } ]";
+    let options = Options {
+        open: true,
+        http: format!(", {users}"),
+        gateway: "  clients: [ { username: hashed, password_hash: \
+                  '$2y$05$bvIG6Nmid91Mu9RcmmWZfO5HJIMCT8riNW0hEp8f6/FuA2/mHZFpe' } ]"
+            .to_owned(),
+        ..Options::default()
+    };
+    let stage = Stage::with(&options)?;
+    let proxy = stage.http_addr();
+    // As many as hash and wait in line, each guess from an address of its own: none is locked out.
+    let seats = (std::thread::available_parallelism()?.get() / 2).max(1);
+    let mut guessing = JoinSet::new();
+    for guesser in 0..u8::try_from(64 + seats)? {
+        guessing.spawn(async move {
+            for guess in (0..u16::MAX).map(u16::to_be_bytes) {
+                guess_from([127, 100 + guesser % 100, guess[0], guess[1]].into(), proxy).await?;
+            }
+            Result::Ok(())
+        });
+    }
+    let full = async || Ok(guess_from([127, 0, 0, 1].into(), proxy).await? == "HTTP/1.1 503");
+    until("the line is full", full).await?;
+    let hashed = [("CLIENT_ID", "client-2"), ("AUTH_USERNAME", "hashed"), ("AUTH_PASSWORD", "password")];
+    drop(stage.another_client(&hashed)?);
+    assert!(guessing.try_join_next().is_none(), "nobody has stopped guessing");
+    Ok(())
+}
+
+/// How the answer to a wrong login from that address begins.
+async fn guess_from(source: IpAddr, proxy: SocketAddr) -> Result<String> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((source, 0).into())?;
+    let mut user = socket.connect(proxy).await?;
+    // `user:wrong`.
+    user.write_all(b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\nProxy-Authorization: Basic dXNlcjp3cm9uZw==\r\n\r\n")
+        .await?;
+    let mut answer = [0; 12];
+    user.read_exact(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 // === Places ===

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -133,7 +134,9 @@ impl Bound {
                 metrics.seen(front);
             }
         }
-        let hashing = HashPool::default();
+        // Apart, so that no user's wrong logins keep clients out.
+        let (hashing, hashing_for_clients) =
+            (HashPool::default(), HashPool::one_core_in(const { NonZero::new(4).expect("not zero") }));
         let clients = Clients::new(settings.open_timeout);
         clients.set_rules(settings.rules);
         clients.set_routes(stack::routes(settings.routes));
@@ -157,7 +160,7 @@ impl Bound {
             reuse: reuse.clone(),
             balance,
         });
-        let stock = stack::Stock { metrics: metrics.clone(), hashing: hashing.clone(), dials: dials.clone() };
+        let stock = stack::Stock { metrics: metrics.clone(), dials: dials.clone() };
 
         let mut serving = JoinSet::new();
         let (mut drops, mut running) = (Vec::new(), Vec::new());
@@ -169,6 +172,8 @@ impl Bound {
                 accounts: handle,
                 tls: listener.tls().cloned(),
             });
+            let accounts =
+                accounts.map(|accounts| accounts.with_pool(within(&hashing, front.handshake_timeout)));
             let stack = stack::login(accounts, front.group.as_deref(), &stock);
             let associations = settings::associations(open_files);
             let front = front::Served::new(&front, settings.relay, associations, stack);
@@ -184,8 +189,9 @@ impl Bound {
         let prepare = move |listener| users.listener(listener);
         let ports = Ports::with_listener(settings.open_ports_addr, dials, settings.relay, prepare);
         let (accounts, client_accounts) = Verify::pair(settings.clients);
+        let accounts = accounts.with_pool(within(&hashing_for_clients, config.handshake_timeout));
         let rights = Arc::new(ArcSwap::from_pointee(settings.client_accounts));
-        let login = stack::client_login(accounts, rights.clone(), metrics, hashing);
+        let login = stack::client_login(accounts, rights.clone(), metrics);
         let gateway = Gateway::with_ports(login, clients.clone(), config, ports.clone());
         let tls = Tls::new(settings.tls);
         let place = Place::new("gateway", &settings.listen_addr, &clients_listener);
@@ -248,6 +254,12 @@ impl Bound {
             Some(never) = OptionFuture::from(reloading) => match never {},
         }
     }
+}
+
+/// `hashing` for logins that have `handshake_timeout`: none waits for its turn beyond half of it, or it would be dropped
+/// where it is to be told that there is no room.
+fn within(hashing: &HashPool, handshake_timeout: Duration) -> HashPool {
+    hashing.clone().with_patience(HashPool::PATIENCE.min(handshake_timeout / 2))
 }
 
 /// A gateway is ready while it has a client that takes dials and has not been told to stop.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_acl::AclLayer;
-use anyproxy_auth::{AuthLayer, HashPool, Identified, LockoutLayer, Standing, StandingLayer, Verify};
+use anyproxy_auth::{AuthLayer, Identified, LockoutLayer, Standing, StandingLayer, Verify};
 use anyproxy_balance::Balance;
 use anyproxy_core::{Account, BoxDial, BoxError, BoxGateway, Dial, Identity, Login, Outcome, Target};
 use anyproxy_gateway::{Authenticate, ClientAccount, Clients, Routes};
@@ -68,7 +68,7 @@ pub(crate) fn login(accounts: Option<Verify>, group: Option<&str>, stock: &Stock
     match accounts {
         Some(accounts) => BoxGateway::of(
             logins
-                .layer(AuthLayer::new(accounts.clone().with_pool(stock.hashing.clone())))
+                .layer(AuthLayer::new(accounts.clone()))
                 .layer(accounts.standing()) // an association may outlive its account
                 .service(stock.dials.clone()),
         ),
@@ -91,7 +91,6 @@ pub(crate) fn login(accounts: Option<Verify>, group: Option<&str>, stock: &Stock
 /// What all fronts of a gateway share.
 pub(crate) struct Stock {
     pub(crate) metrics: MetricsLayer,
-    pub(crate) hashing: HashPool,
     pub(crate) dials: BoxDial,
 }
 
@@ -103,7 +102,6 @@ pub(crate) fn client_login(
     accounts: Verify,
     rights: Arc<ArcSwap<Rights>>,
     metrics: MetricsLayer,
-    hashing: HashPool,
 ) -> impl Authenticate {
     ServiceBuilder::new()
         .layer(metrics)
@@ -113,7 +111,7 @@ pub(crate) fn client_login(
             let rights = identity.user().and_then(|user| rights.load().get(user).cloned());
             std::future::ready(rights.ok_or_else(|| BoxError::from(Outcome::LoginRequired)))
         })
-        .service(accounts.with_pool(hashing))
+        .service(accounts)
 }
 
 /// How these routes choose the group of a dial.

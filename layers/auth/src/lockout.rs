@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::pool::in_line;
+
 /// How many forgotten sources are cleared away with each login, at most: more than come, so they run out, and few
 /// enough that nobody waits for it.
 const CLEARED_AT_ONCE: usize = 8;
@@ -53,7 +55,8 @@ impl Default for LockoutPolicy {
 /// - Counted by [`SourcePrefix`] and never by user, or anyone could lock out anyone.
 /// - Only credentials that were presented and refused count ([`Outcome::LoginRequired`]), as do those whose verdict
 ///   nobody waited for, or hanging up early would make guesses free. A login without credentials never counts, and
-///   neither does one that was refused for lack of room.
+///   neither does one that was refused for lack of room, or given up while it waited for its turn in the line of a
+///   [`HashPool`](crate::HashPool): nobody had looked at it.
 /// - A right login takes nothing back: else one account would buy guesses at all others.
 /// - While a source is locked, nothing it sends is looked at; guesses already under way then do not lengthen the lock.
 ///
@@ -182,7 +185,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
             StateProj::Asking { verdict, attempt } => {
-                let verdict = ready!(verdict.poll(cx)).map_err(Into::into);
+                let (verdict, waits) = in_line(|| verdict.poll(cx));
+                if let Some(attempt) = attempt {
+                    attempt.counts = !waits;
+                }
+                let verdict = ready!(verdict).map_err(Into::into);
                 let wrong = matches!(&verdict, Err(error) if Outcome::of(&**error) == Outcome::LoginRequired);
                 if let Some(mut attempt) = attempt.take() {
                     attempt.counts = wrong;
@@ -196,7 +203,8 @@ where
     }
 }
 
-/// Presented credentials. When dropped they count as wrong, unless a verdict has said otherwise.
+/// Presented credentials. When dropped they count as wrong, unless a verdict has said otherwise or nobody had looked at
+/// them.
 #[derive(Debug)]
 struct Attempt {
     table: SharedTable,
@@ -341,14 +349,17 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use std::future::{self, Ready};
+    use std::sync::mpsc;
 
     use anyproxy_core::{Credentials, Front, Secret};
+    use tokio::task::spawn_blocking;
     use tokio::time::advance;
-    use tokio_test::{assert_pending, assert_ready_ok};
+    use tokio_test::{assert_pending, assert_ready_ok, task};
     use tower::service_fn;
     use tower_test::mock;
 
     use super::*;
+    use crate::{Accounts, AuthLayer, HashPool, PasswordHash, User, Verify};
 
     #[derive(Debug)]
     struct Says(Outcome);
@@ -530,6 +541,42 @@ mod tests {
         for _ in 0..10 {
             drop(door.call(login(A, Some("right"))));
         }
+        assert!(matches!(door.call(login(A, Some("right"))).state, State::Refused { .. }));
+    }
+
+    #[test]
+    fn a_login_given_up_counts_once_its_hash_has_begun_and_not_while_it_waits_for_that() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.max_blocking_threads(1).enable_time().build().unwrap();
+        runtime.block_on(given_up_before_and_after_its_turn());
+    }
+
+    /// On a runtime with one thread for hashes.
+    async fn given_up_before_and_after_its_turn() {
+        let policy = LockoutPolicy { failures: NonZeroU32::MIN, ..LockoutPolicy::default() };
+        let (layer, handle) = LockoutLayer::pair(policy);
+        let hash = PasswordHash::parse(&bcrypt::hash("right", 5).unwrap()).unwrap();
+        let pool = HashPool::new(1, 8);
+        let verify = Verify::new(Accounts::new([User::hashed("alice", hash)]).unwrap());
+        let mut door = layer.layer(AuthLayer::new(verify.with_pool(pool.clone())).layer(()));
+        let seat = pool.seat(None).await.unwrap();
+        for _ in 0..20 {
+            let mut waiting = task::spawn(door.call(login(A, Some("right"))));
+            assert_pending!(waiting.poll());
+            assert_pending!(waiting.poll());
+        }
+        assert_eq!(handle.sources(), 0);
+
+        // No hash ends before this does.
+        let (end, ended) = mpsc::channel::<()>();
+        let busy = spawn_blocking(move || ended.recv().is_err());
+        let mut hashed = task::spawn(door.call(login(A, Some("right"))));
+        assert_pending!(hashed.poll());
+        drop(seat);
+        assert_pending!(hashed.poll());
+        drop(hashed);
+        drop(end);
+        assert!(busy.await.unwrap());
         assert!(matches!(door.call(login(A, Some("right"))).state, State::Refused { .. }));
     }
 

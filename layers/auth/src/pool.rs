@@ -1,24 +1,48 @@
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::future::poll_fn;
 use std::num::NonZero;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
+use std::time::Duration;
 
-use anyproxy_core::SourcePrefix;
+use anyproxy_core::{FOR_EVER, SourcePrefix};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::Rejected;
+
+thread_local! {
+    /// Whether the login that was polled last on this thread waits in line.
+    static IN_LINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Polls a login, and tells whether it waits in the line of a [`HashPool`] now: nothing was spent on it then.
+///
+/// The services in between need not know of it. Where one of them polls in a task of its own, nothing is told.
+pub(crate) fn in_line<T>(poll: impl FnOnce() -> T) -> (T, bool) {
+    IN_LINE.set(false);
+    let polled = poll();
+    (polled, IN_LINE.get())
+}
 
 /// How many hashes may be reckoned at once, and how many logins may wait for that; the others are refused.
 ///
 /// Hashing is what a stranger can make a gateway spend most on. With this it takes a known share of the machine, and
 /// users who are already remembered notice nothing. One source ([`SourcePrefix`]) has a quarter of the places at most, so
-/// it takes several to keep everybody else out. Clones share the room: give one pool to all fronts.
+/// it takes several to keep everybody else out. Who has waited for [`PATIENCE`](Self::PATIENCE) is refused as those are
+/// who find no place. Clones share the room: give one pool to all fronts, and to clients another, so that no user's wrong
+/// logins keep those out.
 #[derive(Clone)]
-pub struct HashPool(Arc<Pool>);
+pub struct HashPool {
+    pool: Arc<Pool>,
+    patience: Duration,
+}
 
 struct Pool {
     /// Hashes under way.
@@ -32,38 +56,66 @@ struct Pool {
 }
 
 impl HashPool {
+    /// How long a login waits in line: half of what listeners give a handshake by default. It is told to come again while
+    /// there is somebody to tell, and time is left for the hash itself.
+    pub const PATIENCE: Duration = Duration::from_secs(5);
+
     /// Room for `at_once` hashes, at least one, and a line of `waiting` logins.
     ///
     /// Each hash takes one core, and with argon2id the memory its parameters say: 19 MiB for those made by
-    /// [`hash_password`](crate::hash_password), 256 MiB at most. The last in line waits `waiting / at_once` hashes.
+    /// [`hash_password`](crate::hash_password), 256 MiB at most. The last in line waits `waiting / at_once` hashes, and
+    /// not beyond [`PATIENCE`](Self::PATIENCE).
     #[must_use]
     pub fn new(at_once: usize, waiting: usize) -> Self {
         let at_once = at_once.clamp(1, Semaphore::MAX_PERMITS / 2);
         let places = at_once + waiting.min(Semaphore::MAX_PERMITS / 2);
-        Self(Arc::new(Pool {
+        let pool = Pool {
             seats: Arc::new(Semaphore::new(at_once)),
             places: Arc::new(Semaphore::new(places)),
             share: places.div_ceil(4),
             sources: Mutex::default(),
             hashed: AtomicU64::new(0),
-        }))
+        };
+        Self { pool: Arc::new(pool), patience: Self::PATIENCE }
+    }
+
+    /// One core in so many at once, at least one, and a line of 64 logins: with argon2id of 20 ms a second or so for one
+    /// core.
+    #[must_use]
+    pub fn one_core_in(cores: NonZero<usize>) -> Self {
+        Self::new(available_parallelism().map_or(1, NonZero::get) / cores, 64)
+    }
+
+    /// The same room for logins that wait for `patience` at most (default: [`PATIENCE`](Self::PATIENCE)): well below
+    /// what the front gives them, or they are dropped without an answer. Other clones stay as patient as they are.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience.min(FOR_EVER);
+        self
     }
 
     /// How many hashes have been reckoned so far.
     #[must_use]
     pub fn hashed(&self) -> u64 {
-        self.0.hashed.load(Ordering::Relaxed)
+        self.pool.hashed.load(Ordering::Relaxed)
     }
 
-    /// Waits in line for one's turn to hash; with others of the same source, where that is known.
+    /// Waits in line for one's turn to hash; with others of the same source, where that is known. Tells so to
+    /// [`in_line`].
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the line.
     pub(crate) async fn seat(&self, source: Option<SourcePrefix>) -> Result<Seat, Rejected> {
-        let place = self.0.clone().place(source).ok_or(Rejected::BUSY)?;
-        let seat = self.0.seats.clone().acquire_owned().await.expect("the pool is never closed");
-        Ok(Seat { _seat: seat, place })
+        let place = self.pool.clone().place(source).ok_or(Rejected::BUSY)?;
+        let mut turn = pin!(self.pool.seats.clone().acquire_owned());
+        let turn = poll_fn(|cx| {
+            let turn = turn.as_mut().poll(cx);
+            IN_LINE.set(turn.is_pending());
+            turn
+        });
+        let seat = timeout(self.patience, turn).await.map_err(|_| Rejected::BUSY)?;
+        Ok(Seat { _seat: seat.expect("the pool is never closed"), place })
     }
 }
 
@@ -107,18 +159,18 @@ impl Drop for Place {
 }
 
 impl Default for HashPool {
-    /// Half the cores, at least one, so that a storm of logins leaves the other half to those who are in; and a line
-    /// of 64, which with argon2id of 20 ms is a second or so.
+    /// [Half the cores](Self::one_core_in), so that a storm of logins leaves the other half to those who are in.
     fn default() -> Self {
-        Self::new(available_parallelism().map_or(1, NonZero::get) / 2, 64)
+        Self::one_core_in(const { NonZero::new(2).expect("not zero") })
     }
 }
 
 impl fmt::Debug for HashPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HashPool")
-            .field("free_seats", &self.0.seats.available_permits())
-            .field("free_places", &self.0.places.available_permits())
+            .field("free_seats", &self.pool.seats.available_permits())
+            .field("free_places", &self.pool.places.available_permits())
+            .field("patience", &self.patience)
             .finish_non_exhaustive()
     }
 }
@@ -184,7 +236,7 @@ mod tests {
         drop((seat, waiting));
         other.await.unwrap();
         assert!(pool.seat(source(1)).await.is_ok());
-        assert!(pool.0.sources().is_empty());
+        assert!(pool.pool.sources().is_empty());
     }
 
     #[tokio::test]
@@ -202,6 +254,20 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn p6_who_waits_for_longer_than_the_patience_is_told_to_come_again_and_leaves_the_line() {
+        let pool = HashPool::new(1, 1);
+        let seat = pool.seat(None).await.unwrap();
+        for patience in [HashPool::PATIENCE, Duration::from_secs(1)] {
+            let begun = tokio::time::Instant::now();
+            let pool = pool.clone().with_patience(patience);
+            assert!(pool.seat(None).await.err().unwrap().is_busy());
+            assert_eq!(begun.elapsed(), patience);
+        }
+        drop(seat);
+        assert!(pool.seat(None).await.is_ok());
+    }
+
     #[tokio::test]
     async fn leaving_the_line_frees_the_place() {
         let pool = HashPool::new(1, 1);
@@ -217,7 +283,7 @@ mod tests {
     async fn poll_once<F: Future + Unpin>(mut future: F) -> Option<F::Output> {
         use std::pin::Pin;
         use std::task::Poll;
-        std::future::poll_fn(|cx| match Pin::new(&mut future).poll(cx) {
+        poll_fn(|cx| match Pin::new(&mut future).poll(cx) {
             Poll::Ready(output) => Poll::Ready(Some(output)),
             Poll::Pending => Poll::Ready(None),
         })
