@@ -59,7 +59,10 @@ where
             traceparent = dial.extensions.get::<TraceParent>().map(TraceParent::as_str),
         );
         let line = Pending(Some(AccessLine::new(&dial)));
-        let inner = span.in_scope(|| self.inner.call(dial));
+        let inner = {
+            let _entered = span.enter();
+            self.inner.call(dial)
+        };
         ResponseFuture { inner, span, line }
     }
 }
