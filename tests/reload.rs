@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyproxy_tests::{
-    HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, Way, head, metric, run, tool, tunnel,
-    until,
+    HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, USER, Way, head, metric, run, tool,
+    tunnel, until,
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -216,11 +216,60 @@ async fn i11_a_dial_that_waits_while_it_is_revoked_is_refused_when_its_turn_come
         };
         let (code, ()) = tokio::try_join!(code(&stage, &password, &url), revoke)?;
         assert_eq!(code, refused);
+        let outcome = if refused == "407" { "login_required" } else { "denied" };
+        stage.gateway.access(&[("target", target.addr().to_string().into()), ("outcome", outcome.into())])?;
         edit(&stage, &to, from)?;
         reloads += 1;
         reload(&stage.gateway, "the file is in force", reloads)?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r3_what_a_revoked_user_asks_for_is_refused_and_has_its_line_and_its_place_in_the_metrics() -> Result
+{
+    let options = Options { top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(), ..Options::default() };
+    let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
+    let mut user = logged_in(&stage).await?;
+    edit(&stage, "auth_username: user", "auth_username: another")?;
+    reload(&stage.gateway, "the file is in force", 1)?;
+    assert_ne!(connect(&mut user, echo.addr()).await?, 0);
+    let refused = [
+        ("user", "user".into()),
+        ("target", echo.addr().to_string().into()),
+        ("outcome", "login_required".into()),
+    ];
+    stage.gateway.access(&refused)?;
+    let counted = [
+        "anyproxy_dials_total{front=\"socks5\",network=\"tcp\",outcome=\"login_required\"}",
+        "anyproxy_refusals_total{layer=\"auth\",outcome=\"login_required\"}",
+    ];
+    for counter in counted {
+        assert_eq!(metric(&stage.gateway, counter).await?, 1.0, "{counter}");
+    }
+    Ok(())
+}
+
+/// A user who has logged in by SOCKS5, and has asked for nothing yet.
+async fn logged_in(stage: &Stage) -> Result<TcpStream> {
+    let mut user = TcpStream::connect(stage.socks5_addr()).await?;
+    user.write_all(b"\x05\x01\x02").await?;
+    let login = [&[1, USER.len() as u8], USER.as_bytes(), &[PASSWORD.len() as u8], PASSWORD.as_bytes()];
+    user.write_all(&login.concat()).await?;
+    let mut answer = [0; 4];
+    user.read_exact(&mut answer).await?;
+    assert_eq!(answer, [5, 2, 1, 0]);
+    Ok(user)
+}
+
+/// The answer to a CONNECT of a user who is logged in.
+async fn connect(user: &mut TcpStream, target: SocketAddr) -> Result<u8> {
+    let SocketAddr::V4(target) = target else { return Err("an IPv4 target".into()) };
+    user.write_all(&[&[5, 1, 0, 1], &target.ip().octets()[..], &target.port().to_be_bytes()].concat())
+        .await?;
+    let mut answer = [0; 10];
+    user.read_exact(&mut answer).await?;
+    Ok(answer[1])
 }
 
 /// Puts other limits in the place of the file's.

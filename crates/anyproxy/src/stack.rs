@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_acl::AclLayer;
-use anyproxy_auth::{AuthLayer, Identified, LockoutLayer, Standing, StandingLayer, Verify};
+use anyproxy_auth::{AuthLayer, Identified, LockoutLayer, StandingLayer, Verify};
 use anyproxy_balance::Balance;
 use anyproxy_core::{Account, BoxDial, BoxError, BoxGateway, Dial, Identity, Login, Outcome, Target};
 use anyproxy_gateway::{Authenticate, ClientAccount, Clients, Routes};
@@ -44,6 +44,7 @@ pub(crate) fn dials(parts: Parts) -> BoxDial {
             .layer(TraceLayer::new())       // one access line a dial, refused ones too
             .map_request(traces::hand_on)   // the client's part of a trace hangs below ours
             .layer(parts.metrics)           // every dial once, its verdict, its last byte
+            .layer(StandingLayer::new())    // an association may outlive its account, and a dial may wait
             .layer(parts.acl)               // who may reach what: cheap refusals first
             .layer(parts.rate)              // once per dial, not per attempt
             .layer(parts.bandwidth)         // bytes: credit comes back more slowly, nothing is buffered
@@ -57,7 +58,7 @@ pub(crate) fn dials(parts: Parts) -> BoxDial {
 }
 
 /// A front's stack: all users dial through the same one, each under their own name.
-pub(crate) type Gateway = BoxGateway<Identified<Standing<BoxDial>>>;
+pub(crate) type Gateway = BoxGateway<Identified<BoxDial>>;
 
 /// From a login to a dial service that signs each dial, for one front: who is locked out of one is not of another.
 #[rustfmt::skip]
@@ -66,24 +67,16 @@ pub(crate) fn login(accounts: Option<Verify>, group: Option<&str>, stock: &Stock
         .layer(stock.metrics.clone()) // wrong logins never become dials: counted here
         .layer(LockoutLayer::default()); // by source, before any hash is computed
     match accounts {
-        Some(accounts) => BoxGateway::of(
-            logins
-                .layer(AuthLayer::new(accounts.clone()))
-                .layer(accounts.standing()) // an association may outlive its account
-                .service(stock.dials.clone()),
-        ),
+        Some(accounts) => {
+            BoxGateway::of(logins.layer(AuthLayer::new(accounts)).service(stock.dials.clone()))
+        }
         // An open front asks nobody: everybody is the same anonymous user of its group.
         None => {
             let everybody = group.map_or(Identity::ANONYMOUS, |group| Account::anonymous(group).into());
             let verifier = service_fn(move |_: Login| {
                 std::future::ready(Ok::<_, std::convert::Infallible>(everybody.clone()))
             });
-            BoxGateway::of(
-                logins
-                    .layer(AuthLayer::new(verifier))
-                    .layer(StandingLayer::default())
-                    .service(stock.dials.clone()),
-            )
+            BoxGateway::of(logins.layer(AuthLayer::new(verifier)).service(stock.dials.clone()))
         }
     }
 }

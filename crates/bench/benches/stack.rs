@@ -37,13 +37,13 @@ fn whole(c: &mut Criterion) {
 
 /// One dial and the end of its stream.
 fn bench(group: &mut BenchmarkGroup<'_, WallTime>, runtime: &Runtime, name: &str, dials: &impl DialService) {
-    let (target, account) = stack::alice();
+    let wish = stack::Wish::of_alice().logged_in();
     group.bench_function(name, |bench| {
         bench.iter_custom(|times| {
             runtime.block_on(async {
                 let started = Instant::now();
                 for _ in 0..times {
-                    let stream = dials.dial(black_box(stack::dial(&target, &account))).await;
+                    let stream = dials.dial(black_box(wish.dial())).await;
                     drop(black_box(stream));
                 }
                 started.elapsed()

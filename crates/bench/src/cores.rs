@@ -296,11 +296,11 @@ fn socks5_head() -> impl FnMut(u64) {
 /// One dial through `dials` and its stream's end, on a runtime of one thread.
 fn dials(dials: impl DialService) -> impl FnMut(u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let (target, account) = stack::alice();
+    let wish = stack::Wish::of_alice();
     move |times| {
         runtime.block_on(async {
             for _ in 0..times {
-                let stream = dials.dial(black_box(stack::dial(&target, &account))).await;
+                let stream = dials.dial(black_box(wish.dial())).await;
                 black_box(stream.is_ok());
             }
         });

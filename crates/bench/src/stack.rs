@@ -10,8 +10,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyproxy_acl::{AclLayer, Action, Pattern, Policy, Rule, Rules};
+use anyproxy_auth::{Accounts, StandingLayer, User, Verify};
 use anyproxy_balance::{Balance, Strategy};
-use anyproxy_core::{Account, BoxDial, BoxError, Dial, Endpoint, Endpoints, Front, Guarded, Load, Target};
+use anyproxy_core::{
+    Account, BoxDial, BoxError, Dial, Endpoint, Endpoints, Front, Guarded, Identity, Load, Target,
+};
 use anyproxy_http::ReuseLayer;
 use anyproxy_metrics::MetricsLayer;
 use anyproxy_queue::{QueueLayer, Settings, WaitForClient};
@@ -145,6 +148,7 @@ fn assemble(acl: AclLayer, rate: RateLimitLayer, bandwidth: BandwidthLayer, seat
         ServiceBuilder::new()
             .layer(TraceLayer::new())
             .layer(metrics)
+            .layer(StandingLayer::new())
             .layer(acl)
             .layer(rate)
             .layer(bandwidth)
@@ -157,24 +161,47 @@ fn assemble(acl: AclLayer, rate: RateLimitLayer, bandwidth: BandwidthLayer, seat
     )
 }
 
-/// A dial of a user who is logged in, as a front makes it.
-///
-/// # Panics
-///
-/// Never: its target is one.
-#[must_use]
-pub fn dial(target: &Target, account: &Arc<Account>) -> Dial {
-    let mut dial = Dial::tcp(target.clone(), ([192, 0, 2, 1], 4000).into(), Front::SOCKS5);
-    dial.identity = account.clone().into();
-    dial
+/// What a user who is logged in dials again and again.
+#[derive(Debug)]
+pub struct Wish {
+    target: Target,
+    identity: Identity,
+    /// Keeps the account.
+    verify: Option<Verify>,
 }
 
-/// The target and the user of [`dial`].
-///
-/// # Panics
-///
-/// Never: its target is one.
-#[must_use]
-pub fn alice() -> (Target, Arc<Account>) {
-    (Target::parse("db.example.lan:5432").expect("a target"), Account::new("alice", ["blue"]).into())
+impl Wish {
+    /// That of a user with a name.
+    ///
+    /// # Panics
+    ///
+    /// Never: its target is one.
+    #[must_use]
+    pub fn of_alice() -> Self {
+        let target = Target::parse("db.example.lan:5432").expect("a target");
+        Self { target, identity: Account::new("alice", ["blue"]).into(), verify: None }
+    }
+
+    /// The same user's who has logged in, and must stand in accounts. What it takes to make those is random, as are their
+    /// keys: not to be counted.
+    ///
+    /// # Panics
+    ///
+    /// Never: the account is one.
+    #[must_use]
+    pub fn logged_in(mut self) -> Self {
+        let alice = User::plain("alice", "secret").in_groups(["blue"]);
+        let accounts = Accounts::new([alice]).expect("an account");
+        self.identity = accounts.identity("alice").expect("her account").clone();
+        self.verify = Some(Verify::new(accounts));
+        self
+    }
+
+    /// The dial, as a front makes it and its login signs it.
+    #[must_use]
+    pub fn dial(&self) -> Dial {
+        let mut dial = Dial::tcp(self.target.clone(), ([192, 0, 2, 1], 4000).into(), Front::SOCKS5);
+        dial.identity = self.identity.clone();
+        dial
+    }
 }

@@ -19,16 +19,16 @@ fn the_stock_stack_allocates_four_times_a_dial_at_most() {
 /// Of one dial and its stream, once everything has been seen before.
 fn allocations(dials: &impl DialService) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-    let (target, account) = stack::alice();
+    let wish = stack::Wish::of_alice().logged_in();
     runtime.block_on(async {
         for _ in 0..100 {
-            drop(dials.dial(stack::dial(&target, &account)).await);
+            drop(dials.dial(wish.dial()).await);
         }
     });
     let counted = allocation_counter::measure(|| {
         runtime.block_on(async {
             for _ in 0..100 {
-                drop(dials.dial(stack::dial(&target, &account)).await);
+                drop(dials.dial(wish.dial()).await);
             }
         });
     });

@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -7,12 +8,12 @@ use crate::Digest;
 pub const DEFAULT_GROUP: &str = "default";
 
 /// A user as an account store knows them: a name and the groups whose networks they may reach.
-#[derive(Debug, PartialEq, Eq)]
 pub struct Account {
     user: Option<Arc<str>>,
     groups: Box<[Arc<str>]>,
     key: Arc<str>,
     digest: Digest,
+    voucher: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Account {
@@ -37,6 +38,14 @@ impl Account {
         Self::build(None, Box::new([group.into()]))
     }
 
+    /// The same account with a note of whoever keeps it, by which a layer of theirs can tell whether a dial's identity still
+    /// holds ([`Identity::voucher`]). It is never shown, and two accounts may be equal whatever theirs say.
+    #[must_use]
+    pub fn with_voucher(mut self, voucher: Arc<dyn Any + Send + Sync>) -> Self {
+        self.voucher = Some(voucher);
+        self
+    }
+
     fn build(user: Option<Arc<str>>, mut groups: Box<[Arc<str>]>) -> Self {
         if groups.is_empty() {
             groups = Box::new([DEFAULT_GROUP.into()]);
@@ -44,7 +53,25 @@ impl Account {
         // A line feed can stand in neither a user's nor a group's name, so two accounts never share a key.
         let key = format!("{}\n{}", user.as_deref().unwrap_or_default(), groups[0]).into();
         let digest = digest(user.as_deref(), &groups[0]);
-        Self { user, groups, key, digest }
+        Self { user, groups, key, digest, voucher: None }
+    }
+}
+
+impl PartialEq for Account {
+    fn eq(&self, other: &Self) -> bool {
+        // The rest is made of these.
+        self.user == other.user && self.groups == other.groups
+    }
+}
+
+impl Eq for Account {}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account")
+            .field("user", &self.user)
+            .field("groups", &self.groups)
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,6 +96,12 @@ impl Identity {
     #[must_use]
     pub fn group(&self) -> &str {
         self.0.as_deref().map_or(DEFAULT_GROUP, |account| &account.groups[0])
+    }
+
+    /// What it rests on, noted by [whoever keeps the account](Account::with_voucher).
+    #[must_use]
+    pub fn voucher(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.0.as_deref()?.voucher.as_deref()
     }
 
     /// Every group the user holds, the first one first.
@@ -132,6 +165,16 @@ mod tests {
         assert_eq!(Identity::ANONYMOUS.group(), DEFAULT_GROUP);
         assert!(Identity::ANONYMOUS.has_group(DEFAULT_GROUP));
         assert_eq!(Identity::ANONYMOUS.groups().count(), 1);
+    }
+
+    #[test]
+    fn an_account_is_what_it_is_whoever_vouches_for_it_and_shows_nothing_of_that() {
+        let alice = || Account::new("alice", ["blue"]);
+        let vouched = Identity::from(alice().with_voucher(Arc::new("canary")));
+        assert_eq!(vouched.voucher().and_then(|voucher| voucher.downcast_ref()), Some(&"canary"));
+        assert!(Identity::from(alice()).voucher().is_none() && Identity::ANONYMOUS.voucher().is_none());
+        assert_eq!(vouched, Identity::from(alice()));
+        assert!(!format!("{vouched:?}").contains("canary"));
     }
 
     #[test]

@@ -3,10 +3,12 @@ use std::collections::hash_map::Entry as MapEntry;
 use std::error::Error;
 use std::fmt;
 use std::hash::BuildHasher as _;
+use std::sync::{Arc, OnceLock, Weak};
 
 use anyproxy_core::{Account, Credentials, Identity, Secret};
 use aws_lc_rs::hmac;
 
+use crate::verify::Shared;
 use crate::{InvalidHash, PasswordHash, random_key};
 
 /// The longest password, in bytes. A longer one is wrong without a look at it, so that nobody makes the gateway
@@ -62,6 +64,27 @@ pub struct Accounts {
     by_name: HashMap<Box<str>, usize>,
     entries: Vec<Entry>,
     key: hmac::Key,
+    keeper: Keeper,
+}
+
+/// Who has taken a list of accounts into use. Weak, since it holds the list itself.
+pub(crate) type Keeper = Arc<OnceLock<Weak<Shared>>>;
+
+/// What an identity rests on.
+pub(crate) struct Voucher {
+    keeper: Keeper,
+}
+
+impl Voucher {
+    /// That of an identity which comes from [`Accounts`].
+    pub(crate) fn of(identity: &Identity) -> Option<&Self> {
+        identity.voucher()?.downcast_ref()
+    }
+
+    /// Who knows the accounts of today: nobody before they are taken into use, and after the end of that.
+    pub(crate) fn keeper(&self) -> Option<Arc<Shared>> {
+        self.keeper.get()?.upgrade()
+    }
 }
 
 /// What is known of one account.
@@ -96,7 +119,12 @@ impl Accounts {
     ///
     /// When the operating system has no random bytes to give.
     pub fn new(users: impl IntoIterator<Item = User>) -> Result<Self, InvalidAccount> {
-        let mut accounts = Self { by_name: HashMap::new(), entries: Vec::new(), key: random_key() };
+        let mut accounts = Self {
+            by_name: HashMap::new(),
+            entries: Vec::new(),
+            key: random_key(),
+            keeper: Keeper::default(),
+        };
         for (index, user) in users.into_iter().enumerate() {
             let name = user.username.clone();
             accounts.add(user).map_err(|fault| InvalidAccount { index, username: name, fault })?;
@@ -124,9 +152,17 @@ impl Accounts {
             Password::Hash(hash) => Proof::Hash(hash),
         };
         place.insert(self.entries.len());
-        let identity = Account::new(user.username, user.groups).into();
+        let voucher = Voucher { keeper: self.keeper.clone() };
+        let identity = Account::new(user.username, user.groups).with_voucher(Arc::new(voucher)).into();
         self.entries.push(Entry { identity, proof });
         Ok(())
+    }
+
+    /// Says in whose use they are: from now on their identities rest on what `keeper` knows.
+    pub(crate) fn kept_by(self, keeper: &Weak<Shared>) -> Self {
+        // They are somebody's at most once: whoever takes them into use owns them.
+        let _ = self.keeper.set(keeper.clone());
+        self
     }
 
     /// How many accounts there are.

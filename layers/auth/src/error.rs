@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyproxy_core::{Outcome, Refusal};
 
-/// A login that [`Verify`](crate::Verify) did not accept.
+/// A login that [`Verify`](crate::Verify) did not accept, or accepts no longer.
 ///
-/// Users see [`Outcome::LoginRequired`] whether credentials were missing or wrong; those who count attempts can ask.
+/// Users see [`Outcome::LoginRequired`] whether credentials were missing, wrong or revoked; those who count attempts can
+/// ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected(Reason);
 
@@ -14,6 +15,7 @@ pub struct Rejected(Reason);
 enum Reason {
     Missing,
     Wrong,
+    Revoked,
     Busy,
     Interrupted,
 }
@@ -21,6 +23,7 @@ enum Reason {
 impl Rejected {
     pub(crate) const MISSING: Self = Self(Reason::Missing);
     pub(crate) const WRONG: Self = Self(Reason::Wrong);
+    pub(crate) const REVOKED: Self = Self(Reason::Revoked);
     pub(crate) const BUSY: Self = Self(Reason::Busy);
     pub(crate) const INTERRUPTED: Self = Self(Reason::Interrupted);
 
@@ -36,6 +39,12 @@ impl Rejected {
         self.0 == Reason::Wrong
     }
 
+    /// Whether they were right once: the account has changed since, and the dial came, or went on, after that.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        self.0 == Reason::Revoked
+    }
+
     /// Whether too many logins wait to be hashed; nothing is known about the credentials.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -48,6 +57,7 @@ impl fmt::Display for Rejected {
         f.write_str(match self.0 {
             Reason::Missing => "no credentials",
             Reason::Wrong => "wrong credentials",
+            Reason::Revoked => "the account was revoked",
             Reason::Busy => "too many logins wait to be verified",
             Reason::Interrupted => "the verification was interrupted",
         })
@@ -59,7 +69,9 @@ impl Error for Rejected {
         const LAYER: &str = "auth";
         const BUSY: Outcome = Outcome::Overloaded { retry_after: Duration::from_secs(1) };
         Some(match self.0 {
-            Reason::Missing | Reason::Wrong => const { &Refusal::new(LAYER, Outcome::LoginRequired) },
+            Reason::Missing | Reason::Wrong | Reason::Revoked => {
+                const { &Refusal::new(LAYER, Outcome::LoginRequired) }
+            }
             Reason::Busy => const { &Refusal::new(LAYER, BUSY) },
             Reason::Interrupted => const { &Refusal::new(LAYER, Outcome::Internal) },
         })

@@ -43,7 +43,8 @@
 //!   hashes.
 //! - [`Verify`] verifies logins against them and can be used without a stack, as a gateway does for its clients. Its
 //!   [`AccountsHandle`] replaces the accounts while logins go on; what that revokes is revoked.
-//! - [`StandingLayer`] refuses what revoked users still dial by connections that outlive their account.
+//! - [`StandingLayer`] refuses what revoked users still dial by connections that outlive their account, and what they had
+//!   let wait.
 //! - [`HashPool`] bounds what hashing costs; [`LockoutLayer`] bounds guessing.
 //!
 //! # What an attacker learns

@@ -11,38 +11,42 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::Rejected;
+use crate::accounts::Voucher;
 use crate::verify::Shared;
 
 /// Refuses dials of users whose account is gone, or is in other groups, since they logged in.
 ///
 /// Between a login and a dial an account may be revoked: a moment, where each dial has a login of its own; hours, where
 /// a connection may dial as long as it lasts, as that of a UDP association. And a dial may wait: each time that it goes on,
-/// its user must still stand. [`Verify::standing`](crate::Verify::standing)
-/// makes it, for right below an [`AuthLayer`](crate::AuthLayer); by default it refuses nobody.
-#[derive(Clone, Default)]
-pub struct StandingLayer {
-    pub(crate) shared: Option<Arc<Shared>>,
+/// its user must still stand.
+///
+/// Belongs below what writes down and counts dials, since its refusals are some, and above what lets them wait. It asks the
+/// accounts that the identity itself comes from, those of the [`Verify`](crate::Verify) that let its user in, whatever front
+/// that was for. Identities from elsewhere pass: those of everybody, and those of a [`Verifier`](anyproxy_core::Verifier) of
+/// one's own, who alone could say whether it would still let their user in; a layer of one's own asks that.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StandingLayer(());
+
+impl StandingLayer {
+    /// There is nothing to set: dials bring along what to go by.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(())
+    }
 }
 
 impl<S> Layer<S> for StandingLayer {
     type Service = Standing<S>;
 
     fn layer(&self, inner: S) -> Standing<S> {
-        Standing { inner, shared: self.shared.clone() }
-    }
-}
-
-impl fmt::Debug for StandingLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StandingLayer").finish_non_exhaustive()
+        Standing { inner }
     }
 }
 
 /// Refuses dials of users who are no longer what they were. See [`StandingLayer`].
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Standing<S> {
     inner: S,
-    shared: Option<Arc<Shared>>,
 }
 
 impl<S> Standing<S> {
@@ -50,30 +54,31 @@ impl<S> Standing<S> {
     pub const fn get_ref(&self) -> &S {
         &self.inner
     }
-
-    /// Watches over the identity of a dial while it is under way, if there is anything to go by.
-    fn watch(&self, dial: &Dial) -> Option<Watch> {
-        let shared = self.shared.clone()?;
-        Some(Watch { shared, identity: dial.identity.clone(), judged: None })
-    }
 }
 
-/// An identity, and the accounts it must stand in.
+/// An identity, and who keeps the accounts it must stand in.
 struct Watch {
     shared: Arc<Shared>,
     identity: Identity,
-    /// How often the accounts had been replaced when they were last asked.
-    judged: Option<u64>,
+    /// How often the accounts had been replaced when they were last asked. Until they are for the first time, every identity
+    /// comes from those that are.
+    judged: u64,
 }
 
 impl Watch {
+    /// Over the identity of a dial while it is under way, if that comes from accounts.
+    fn over(dial: &Dial) -> Option<Self> {
+        let shared = Voucher::of(&dial.identity)?.keeper()?;
+        Some(Self { shared, identity: dial.identity.clone(), judged: 0 })
+    }
+
     fn stands(&mut self) -> bool {
         // Before the accounts are read: those that come in between are asked next time.
         let replaced = self.shared.replaced.load(Ordering::Acquire);
-        if self.judged == Some(replaced) {
+        if self.judged == replaced {
             return true;
         }
-        self.judged = Some(replaced);
+        self.judged = replaced;
         let accounts = self.shared.accounts.load();
         let now = self.identity.user().and_then(|user| accounts.identity(user));
         now == Some(&self.identity)
@@ -100,15 +105,12 @@ where
     }
 
     fn call(&mut self, dial: Dial) -> Self::Future {
-        let mut watch = self.watch(&dial);
-        let stands = watch.as_mut().is_none_or(Watch::stands);
-        StandingFuture { inner: stands.then(|| self.inner.call(dial)), watch }
-    }
-}
-
-impl<S: fmt::Debug> fmt::Debug for Standing<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Standing").field("inner", &self.inner).finish_non_exhaustive()
+        let mut watch = Watch::over(&dial);
+        if watch.as_mut().is_some_and(|watch| !watch.stands()) {
+            return StandingFuture { inner: None, watch };
+        }
+        // Written where it stays: it is more than a kilobyte.
+        StandingFuture { inner: Some(self.inner.call(dial)), watch }
     }
 }
 
@@ -138,14 +140,16 @@ where
         }
         match this.inner.as_pin_mut() {
             Some(inner) => Poll::Ready(ready!(inner.poll(cx)).map_err(Into::into)),
-            None => Poll::Ready(Err(Rejected::WRONG.into())),
+            None => Poll::Ready(Err(Rejected::REVOKED.into())),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use anyproxy_core::{Credentials, DialService as _, Front, GatewayStack as _, Login, Outcome, Target};
+    use anyproxy_core::{
+        Account, Credentials, DialService as _, Front, GatewayStack as _, Login, Outcome, Target,
+    };
     use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok};
     use tower::ServiceBuilder;
 
@@ -156,10 +160,11 @@ mod tests {
     async fn who_was_revoked_since_the_login_dials_no_more() {
         let alice = || User::plain("alice", "secret").in_groups(["blue", "green"]);
         let (verify, handle) = Verify::pair(Accounts::new([alice()]).unwrap());
+        let auth = AuthLayer::new(verify);
         let stack =
-            ServiceBuilder::new().layer(AuthLayer::new(verify.clone())).layer(verify.standing()).service_fn(
-                |_: Dial| async { Ok::<_, BoxError>(tokio::io::BufReader::new(tokio::io::duplex(64).0)) },
-            );
+            ServiceBuilder::new().layer(auth).layer(StandingLayer::new()).service_fn(|_: Dial| async {
+                Ok::<_, BoxError>(tokio::io::BufReader::new(tokio::io::duplex(64).0))
+            });
         let source = "192.0.2.1:4000".parse().unwrap();
         let login = Login::new(Some(Credentials::new("alice", "secret")), source, Front::SOCKS5);
         let dials = stack.login(login).await.unwrap();
@@ -174,22 +179,36 @@ mod tests {
             handle.replace(Accounts::new(accounts).unwrap());
             let error = dials.dial(dial()).await.map(drop).unwrap_err();
             assert_eq!(Outcome::of(&*error), Outcome::LoginRequired);
+            assert!(error.downcast_ref::<Rejected>().is_some_and(Rejected::is_revoked));
         }
         handle.replace(Accounts::new([alice()]).unwrap());
         dials.dial(dial()).await.unwrap();
     }
 
     #[tokio::test]
+    async fn who_comes_from_no_accounts_is_not_asked() {
+        let (mut standing, mut inner) = tower_test::mock::spawn_layer::<Dial, (), _>(StandingLayer::new());
+        let source = "192.0.2.1:4000".parse().unwrap();
+        for identity in [Identity::ANONYMOUS, Account::new("alice", [""; 0]).into()] {
+            let mut dial = Dial::tcp(Target::parse("printer.lan:631").unwrap(), source, Front::PORT);
+            dial.identity = identity;
+            assert_ready_ok!(standing.poll_ready());
+            let _answer = standing.call(dial);
+            inner.next_request().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn i11_a_dial_that_waits_goes_on_for_those_who_still_stand_alone() {
         let accounts =
             |names: &[&str]| Accounts::new(names.iter().map(|name| User::plain(*name, "x"))).unwrap();
-        let (verify, handle) = Verify::pair(accounts(&["alice", "bob"]));
+        let (_, handle) = Verify::pair(accounts(&["alice", "bob"]));
         let (service, mut inner) = tower_test::mock::pair::<Dial, &str>();
-        let mut standing = verify.standing().layer(service);
+        let mut standing = StandingLayer::new().layer(service);
         let mut dial = |user: &str| {
             let source = "192.0.2.1:4000".parse().unwrap();
             let mut dial = Dial::tcp(Target::parse("printer.lan:631").unwrap(), source, Front::SOCKS5);
-            dial.identity = anyproxy_core::Account::new(user, [""; 0]).into();
+            dial.identity = handle.current().identity(user).unwrap().clone();
             assert_ready_ok!(
                 tokio_test::task::spawn(std::future::poll_fn(|cx| standing.poll_ready(cx))).poll()
             );

@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use crate::accounts::{MAX_PASSWORD, Proof};
 use crate::remembered::Remembered;
-use crate::{Accounts, HashPool, PasswordHash, Rejected, StandingLayer};
+use crate::{Accounts, HashPool, PasswordHash, Rejected};
 
 /// Verifies logins against [`Accounts`]: the [`Verifier`](anyproxy_core::Verifier) of the stock gateway, and outside a
 /// stack [`Verify::verify`].
@@ -40,11 +40,12 @@ impl Verify {
     /// A verifier over `accounts`, with a [`HashPool`] of its own.
     #[must_use]
     pub fn new(accounts: Accounts) -> Self {
-        let accounts = ArcSwap::from_pointee(accounts);
-        Self {
-            shared: Arc::new(Shared { accounts, replaced: AtomicU64::new(0), remembered: Remembered::new() }),
-            pool: HashPool::default(),
-        }
+        let shared = Arc::new_cyclic(|shared| Shared {
+            accounts: ArcSwap::from_pointee(accounts.kept_by(shared)),
+            replaced: AtomicU64::new(0),
+            remembered: Remembered::new(),
+        });
+        Self { shared, pool: HashPool::default() }
     }
 
     /// As [`Verify::new`], and a handle that replaces the accounts while logins go on.
@@ -53,12 +54,6 @@ impl Verify {
         let verify = Self::new(accounts);
         let handle = AccountsHandle { shared: verify.shared.clone() };
         (verify, handle)
-    }
-
-    /// A layer that refuses dials of those who logged in and are no longer what they were.
-    #[must_use]
-    pub fn standing(&self) -> StandingLayer {
-        StandingLayer { shared: Some(self.shared.clone()) }
     }
 
     /// Hashes in `pool`, which several verifiers may share.
@@ -185,9 +180,9 @@ pub struct AccountsHandle {
 impl AccountsHandle {
     /// Logins from now on, and those whose verdict is still awaited, go by `accounts`. Those who are logged in stay
     /// so until they log in again: with HTTP that is the next request. What they may still dial until then is for a
-    /// [`StandingLayer`] to judge.
+    /// [`StandingLayer`](crate::StandingLayer) to judge.
     pub fn replace(&self, accounts: Accounts) {
-        self.shared.accounts.store(Arc::new(accounts));
+        self.shared.accounts.store(Arc::new(accounts.kept_by(&Arc::downgrade(&self.shared))));
         // Behind it: whoever sees the number sees the accounts.
         self.shared.replaced.fetch_add(1, Ordering::Release);
     }
