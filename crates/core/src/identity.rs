@@ -116,6 +116,15 @@ impl Identity {
         self.groups().any(|held| held == group)
     }
 
+    /// Whether it is who `before` was, and may reach all that they might: the same user with the same first group, by which
+    /// their state is kept, and with every other group.
+    #[must_use]
+    pub fn covers(&self, before: &Self) -> bool {
+        self.user() == before.user()
+            && self.group() == before.group()
+            && before.groups().all(|group| self.has_group(group))
+    }
+
     /// What per-user state is kept by where its owner's name is of no interest: the same for the same name and group.
     /// Made with the account, so that asking costs nothing.
     #[must_use]
@@ -165,6 +174,19 @@ mod tests {
         assert_eq!(Identity::ANONYMOUS.group(), DEFAULT_GROUP);
         assert!(Identity::ANONYMOUS.has_group(DEFAULT_GROUP));
         assert_eq!(Identity::ANONYMOUS.groups().count(), 1);
+    }
+
+    #[test]
+    fn an_identity_covers_what_had_no_group_that_it_has_not() {
+        let of = |user: &'static str, groups: &[&'static str]| {
+            Identity::from(Account::new(user, groups.iter().copied()))
+        };
+        let was = of("alice", &["blue", "green"]);
+        assert!(was.covers(&was) && Identity::ANONYMOUS.covers(&Identity::ANONYMOUS));
+        assert!(of("alice", &["blue", "red", "green"]).covers(&was));
+        assert!(!of("alice", &["blue", "red"]).covers(&was), "a group less");
+        assert!(!of("alice", &["green", "blue"]).covers(&was), "another group first");
+        assert!(!of("bob", &["blue", "green"]).covers(&was) && !Identity::ANONYMOUS.covers(&was));
     }
 
     #[test]

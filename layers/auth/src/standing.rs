@@ -14,7 +14,8 @@ use crate::Rejected;
 use crate::accounts::Voucher;
 use crate::verify::Shared;
 
-/// Refuses dials of users whose account is gone, or is in other groups, since they logged in.
+/// Refuses dials of users whose account is gone since they logged in, or may reach less: it has lost a group, or has another
+/// first one. Who is in more groups than they were stands, and dials as who they were until they log in again.
 ///
 /// Between a login and a dial an account may be revoked: a moment, where each dial has a login of its own; hours, where
 /// a connection may dial as long as it lasts, as that of a UDP association. And a dial may wait: each time that it goes on,
@@ -81,7 +82,7 @@ impl Watch {
         self.judged = replaced;
         let accounts = self.shared.accounts.load();
         let now = self.identity.user().and_then(|user| accounts.identity(user));
-        now == Some(&self.identity)
+        now.is_some_and(|now| now.covers(&self.identity))
     }
 }
 
@@ -175,7 +176,10 @@ mod tests {
         let renewed = User::plain("alice", "changed").in_groups(["blue", "green"]);
         handle.replace(Accounts::new([renewed]).unwrap());
         dials.dial(dial()).await.unwrap();
-        for accounts in [vec![User::plain("alice", "secret").in_groups(["blue"])], vec![]] {
+        let groups = |groups: &[&str]| User::plain("alice", "secret").in_groups(groups.iter().copied());
+        handle.replace(Accounts::new([groups(&["blue", "red", "green"])]).unwrap());
+        dials.dial(dial()).await.unwrap();
+        for accounts in [vec![groups(&["blue"])], vec![groups(&["green", "blue"])], vec![]] {
             handle.replace(Accounts::new(accounts).unwrap());
             let error = dials.dial(dial()).await.map(drop).unwrap_err();
             assert_eq!(Outcome::of(&*error), Outcome::LoginRequired);
