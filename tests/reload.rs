@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyproxy_tests::{
-    HttpTarget, Options, PASSWORD, Program, Result, Stage, Target, USER, Way, head, metric, run, tool,
-    tunnel, until,
+    HttpTarget, Options, PASSWORD, PATIENCE, Program, Result, Stage, Target, USER, Way, head, metric, run,
+    tool, tunnel, until,
 };
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::net::unix::pipe;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// The code of the proxy's or the target's answer to a user with this password.
@@ -201,6 +202,7 @@ async fn i11_a_dial_that_waits_while_it_is_revoked_is_refused_when_its_turn_come
     let revoked = [
         ("  limits", format!("  forbidden_hosts: ['{}']\n  limits", target.addr()), "403"),
         ("username: user", "username: another".to_owned(), "407"),
+        (PASSWORD, "changed".to_owned(), "407"),
     ];
     let mut reloads = 0;
     for (from, to, refused) in revoked {
@@ -230,24 +232,79 @@ async fn r3_what_a_revoked_user_asks_for_is_refused_and_has_its_line_and_its_pla
 {
     let options = Options { top: "admin: { listen_addr: '127.0.0.1:0' }".to_owned(), ..Options::default() };
     let (stage, echo) = (Stage::with(&options)?, Target::echo().await?);
-    let mut user = logged_in(&stage).await?;
-    edit(&stage, "auth_username: user", "auth_username: another")?;
-    reload(&stage.gateway, "the file is in force", 1)?;
-    assert_ne!(connect(&mut user, echo.addr()).await?, 0);
-    let refused = [
-        ("user", "user".into()),
-        ("target", echo.addr().to_string().into()),
-        ("outcome", "login_required".into()),
-    ];
-    stage.gateway.access(&refused)?;
-    let counted = [
-        "anyproxy_dials_total{front=\"socks5\",network=\"tcp\",outcome=\"login_required\"}",
-        "anyproxy_refusals_total{layer=\"auth\",outcome=\"login_required\"}",
-    ];
-    for counter in counted {
-        assert_eq!(metric(&stage.gateway, counter).await?, 1.0, "{counter}");
+    let good = std::fs::read_to_string(stage.file())?;
+    let revoked = [("auth_username: user", "auth_username: another"), (PASSWORD, "changed")];
+    for (nth, (from, to)) in revoked.into_iter().enumerate() {
+        let (mut user, target) = (logged_in(&stage).await?, echo.addr().to_string());
+        edit(&stage, from, to)?;
+        reload(&stage.gateway, "the file is in force", 2 * nth + 1)?;
+        assert_ne!(connect(&mut user, echo.addr()).await?, 0, "{to}");
+        let refused =
+            [("user", "user".into()), ("target", target.into()), ("outcome", "login_required".into())];
+        stage.gateway.access(&refused)?;
+        let counted = [
+            "anyproxy_dials_total{front=\"socks5\",network=\"tcp\",outcome=\"login_required\"}",
+            "anyproxy_refusals_total{layer=\"auth\",outcome=\"login_required\"}",
+        ];
+        for counter in counted {
+            assert_eq!(metric(&stage.gateway, counter).await?, (nth + 1) as f64, "{counter}");
+        }
+        std::fs::write(stage.file(), &good)?;
+        reload(&stage.gateway, "the file is in force", 2 * nth + 2)?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r3_an_association_of_who_was_revoked_keeps_its_destinations_and_gets_no_other() -> Result {
+    let user = format!("{{ username: user, password: '{PASSWORD}' }}");
+    let options = Options { open: true, socks5: format!(", users: [ {user} ]"), ..Options::default() };
+    let stage = Stage::with(&options)?;
+    let (first, second, third) = (udp_echo().await?, udp_echo().await?, udp_echo().await?);
+    let mut control = logged_in(&stage).await?;
+    control.write_all(&[5, 3, 0, 1, 0, 0, 0, 0, 0, 0]).await?;
+    let mut answer = [0; 10];
+    control.read_exact(&mut answer).await?;
+    assert_eq!(answer[1], 0);
+    let relay = u16::from_be_bytes([answer[8], answer[9]]);
+    let datagrams = UdpSocket::bind("127.0.0.1:0").await?;
+    datagrams.connect(("127.0.0.1", relay)).await?;
+    let echoes = async |port: u16| {
+        let datagram = [&[0, 0, 0, 1, 127, 0, 0, 1], &port.to_be_bytes()[..], b"hello"].concat();
+        let mut back = [0; 32];
+        datagrams.send(&datagram).await?;
+        let length = timeout(PATIENCE, datagrams.recv(&mut back)).await??;
+        assert_eq!(&back[..length], datagram);
+        Result::Ok(())
+    };
+    echoes(first).await?;
+
+    edit(&stage, &user, &user.replace(" }", ", groups: [default, green] }"))?;
+    reload(&stage.gateway, "the file is in force", 1)?;
+    echoes(second).await?;
+
+    edit(&stage, PASSWORD, "changed")?;
+    reload(&stage.gateway, "the file is in force", 2)?;
+    for known in [first, second] {
+        echoes(known).await?;
+    }
+    datagrams.send(&[&[0, 0, 0, 1, 127, 0, 0, 1], &third.to_be_bytes()[..], b"hello"].concat()).await?;
+    let target = format!("127.0.0.1:{third}");
+    stage.gateway.access(&[("target", target.into()), ("outcome", "login_required".into())])?;
+    Ok(())
+}
+
+/// The port of a target that sends datagrams back.
+async fn udp_echo() -> Result<u16> {
+    let target = UdpSocket::bind("127.0.0.1:0").await?;
+    let port = target.local_addr()?.port();
+    tokio::spawn(async move {
+        let mut datagram = [0; 32];
+        while let Ok((length, from)) = target.recv_from(&mut datagram).await {
+            let _ = target.send_to(&datagram[..length], from).await;
+        }
+    });
+    Ok(port)
 }
 
 /// A user who has logged in by SOCKS5, and has asked for nothing yet.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::hash::BuildHasher as _;
 use std::sync::{Arc, OnceLock, Weak};
 
-use anyproxy_core::{Account, Credentials, Identity, Secret};
+use anyproxy_core::{Account, Credentials, Digest, Identity, Secret};
 use aws_lc_rs::hmac;
 
 use crate::verify::Shared;
@@ -58,7 +58,7 @@ impl User {
 
 /// The accounts of a front, or of the gateway's clients: checked when built, and never changed afterwards.
 ///
-/// Holds no password: of those given in clear, a digest under a random key of its own.
+/// Holds no password: of those given in clear, digests under random keys that die with the process.
 pub struct Accounts {
     /// Into `entries`.
     by_name: HashMap<Box<str>, usize>,
@@ -72,6 +72,8 @@ pub(crate) type Keeper = Arc<OnceLock<Weak<Shared>>>;
 
 /// What an identity rests on.
 pub(crate) struct Voucher {
+    /// The account's password or hash: the same in every list of this process, and not to be brought back from it.
+    proof: Digest,
     keeper: Keeper,
 }
 
@@ -84,6 +86,11 @@ impl Voucher {
     /// Who knows the accounts of today: nobody before they are taken into use, and after the end of that.
     pub(crate) fn keeper(&self) -> Option<Arc<Shared>> {
         self.keeper.get()?.upgrade()
+    }
+
+    /// Whether the account has the same password or hash.
+    pub(crate) fn has_proof_of(&self, other: &Self) -> bool {
+        self.proof == other.proof
     }
 }
 
@@ -143,16 +150,22 @@ impl Accounts {
         let MapEntry::Vacant(place) = self.by_name.entry(user.username.as_str().into()) else {
             return Err(Fault::Duplicate);
         };
-        let proof = match user.password {
-            Password::Plain(password) => match password.expose_secret().len() {
-                0 => return Err(Fault::EmptyPassword),
-                1..=MAX_PASSWORD => Proof::Digest(hmac::sign(&self.key, password.expose_secret().as_bytes())),
-                _ => return Err(Fault::LongPassword),
+        let (proof, digest) = match user.password {
+            Password::Plain(password) => match password.expose_secret() {
+                "" => return Err(Fault::EmptyPassword),
+                text if text.len() > MAX_PASSWORD => return Err(Fault::LongPassword),
+                text => {
+                    let tag = hmac::sign(&self.key, text.as_bytes());
+                    (Proof::Digest(tag), Digest::of(&("password", text)))
+                }
             },
-            Password::Hash(hash) => Proof::Hash(hash),
+            Password::Hash(hash) => {
+                let digest = Digest::of(&("hash", hash.as_str()));
+                (Proof::Hash(hash), digest)
+            }
         };
         place.insert(self.entries.len());
-        let voucher = Voucher { keeper: self.keeper.clone() };
+        let voucher = Voucher { proof: digest, keeper: self.keeper.clone() };
         let identity = Account::new(user.username, user.groups).with_voucher(Arc::new(voucher)).into();
         self.entries.push(Entry { identity, proof });
         Ok(())

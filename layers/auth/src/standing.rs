@@ -14,8 +14,9 @@ use crate::Rejected;
 use crate::accounts::Voucher;
 use crate::verify::Shared;
 
-/// Refuses dials of users whose account is gone since they logged in, or may reach less: it has lost a group, or has another
-/// first one. Who is in more groups than they were stands, and dials as who they were until they log in again.
+/// Refuses dials of users whose account is gone since they logged in, has got another password or hash (another hash of
+/// the same password, too: nobody can tell), or may reach less: it has lost a group, or has another first one. Who is in
+/// more groups than they were stands, and dials as who they were until they log in again.
 ///
 /// Between a login and a dial an account may be revoked: a moment, where each dial has a login of its own; hours, where
 /// a connection may dial as long as it lasts, as that of a UDP association. And a dial may wait: each time that it goes on,
@@ -82,7 +83,10 @@ impl Watch {
         self.judged = replaced;
         let accounts = self.shared.accounts.load();
         let now = self.identity.user().and_then(|user| accounts.identity(user));
-        now.is_some_and(|now| now.covers(&self.identity))
+        now.is_some_and(|now| {
+            let vouchers = Voucher::of(now).zip(Voucher::of(&self.identity));
+            now.covers(&self.identity) && vouchers.is_some_and(|(now, before)| now.has_proof_of(before))
+        })
     }
 }
 
@@ -155,7 +159,7 @@ mod tests {
     use tower::ServiceBuilder;
 
     use super::*;
-    use crate::{Accounts, AuthLayer, User, Verify};
+    use crate::{Accounts, AuthLayer, PasswordHash, User, Verify};
 
     #[tokio::test]
     async fn who_was_revoked_since_the_login_dials_no_more() {
@@ -172,14 +176,12 @@ mod tests {
         let dial = || Dial::tcp(Target::parse("printer.lan:631").unwrap(), source, Front::SOCKS5);
         dials.dial(dial()).await.unwrap();
 
-        // The same account with another password is the same user.
+        // Who has the old password has to find out the new one.
         let renewed = User::plain("alice", "changed").in_groups(["blue", "green"]);
-        handle.replace(Accounts::new([renewed]).unwrap());
-        dials.dial(dial()).await.unwrap();
         let groups = |groups: &[&str]| User::plain("alice", "secret").in_groups(groups.iter().copied());
         handle.replace(Accounts::new([groups(&["blue", "red", "green"])]).unwrap());
         dials.dial(dial()).await.unwrap();
-        for accounts in [vec![groups(&["blue"])], vec![groups(&["green", "blue"])], vec![]] {
+        for accounts in [vec![renewed], vec![groups(&["blue"])], vec![groups(&["green", "blue"])], vec![]] {
             handle.replace(Accounts::new(accounts).unwrap());
             let error = dials.dial(dial()).await.map(drop).unwrap_err();
             assert_eq!(Outcome::of(&*error), Outcome::LoginRequired);
@@ -187,6 +189,23 @@ mod tests {
         }
         handle.replace(Accounts::new([alice()]).unwrap());
         dials.dial(dial()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_user_whose_hash_is_another_is_no_longer_who_they_were() {
+        let [old, new] = [(), ()].map(|()| PasswordHash::parse(&bcrypt::hash("secret", 5).unwrap()).unwrap());
+        let accounts = |user: User| Accounts::new([user]).unwrap();
+        let (_, handle) = Verify::pair(accounts(User::hashed("alice", old.clone())));
+        let mut dial = Dial::tcp(Target::parse("t.lan:1").unwrap(), ([192, 0, 2, 1], 9).into(), Front::HTTP);
+        dial.identity = handle.current().identity("alice").unwrap().clone();
+        for (now, stands) in [
+            (User::hashed("alice", new), false),
+            (User::plain("alice", "secret"), false),
+            (User::hashed("alice", old), true),
+        ] {
+            handle.replace(accounts(now));
+            assert_eq!(Watch::over(&dial).unwrap().stands(), stands);
+        }
     }
 
     #[tokio::test]
