@@ -142,9 +142,9 @@ async fn a_command_line_that_is_none_is_told_so() -> Result {
 #[tokio::test(flavor = "multi_thread")]
 async fn check_refuses_what_could_not_work() -> Result {
     for (key, said) in [
-        ("ping_interval: 500ms", "ping_interval is below 1s"),
-        ("ping_interval: 0s", "ping_interval is below 1s"),
-        ("ping_timeout: 0s", "ping_timeout is 0"),
+        ("ping_interval: 500ms", "gateway: ping_interval is below 1s"),
+        ("ping_interval: 0s", "gateway: ping_interval is below 1s"),
+        ("ping_timeout: 0s", "gateway: ping_timeout is 0"),
         ("connect_timeout: 0s", "gateway: connect_timeout is 0"),
         ("handshake_timeout: 0s", "gateway: handshake_timeout is 0"),
         ("busy_poll: 1001us", "gateway: busy_poll is above 1ms"),
