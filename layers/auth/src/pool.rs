@@ -4,11 +4,12 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 use std::future::poll_fn;
 use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyproxy_core::{FOR_EVER, SourcePrefix};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,6 +17,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::Rejected;
+
+/// How long nobody is hashed for after there was no thread to do it on.
+const WITHOUT_THREADS: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Whether the login that was polled last on this thread waits in line.
@@ -53,6 +57,8 @@ struct Pool {
     share: usize,
     sources: Mutex<HashMap<SourcePrefix, usize>>,
     hashed: AtomicU64,
+    /// When there was no thread to hash on.
+    refused: Mutex<Option<Instant>>,
 }
 
 impl HashPool {
@@ -75,6 +81,7 @@ impl HashPool {
             share: places.div_ceil(4),
             sources: Mutex::default(),
             hashed: AtomicU64::new(0),
+            refused: Mutex::new(None),
         };
         Self { pool: Arc::new(pool), patience: Self::PATIENCE }
     }
@@ -137,6 +144,10 @@ impl Pool {
     fn sources(&self) -> MutexGuard<'_, HashMap<SourcePrefix, usize>> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn refused(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A place among those who hash or wait.
@@ -183,17 +194,37 @@ pub(crate) struct Seat {
 
 impl Seat {
     /// Runs `hash` on a thread that may block, and keeps the seat until it has ended: giving up waiting for it does
-    /// not make it stop costing.
+    /// not make it stop costing. Where the system gives no thread, and for a second after, there is no room.
     pub(crate) async fn run(self, hash: impl FnOnce() -> bool + Send + 'static) -> Result<bool, Rejected> {
-        let work = spawn_blocking(move || {
-            self.place.pool.hashed.fetch_add(1, Ordering::Relaxed);
-            let verdict = hash();
-            drop(self);
-            verdict
-        });
+        let pool = self.place.pool.clone();
+        if pool.refused().is_some_and(|refused| refused.elapsed() < WITHOUT_THREADS) {
+            return Err(Rejected::BUSY);
+        }
+        let kept = Arc::new(Mutex::new(Some((self, hash))));
+        let work = {
+            let kept = kept.clone();
+            move || {
+                let (seat, hash) = take(&kept)?;
+                seat.place.pool.hashed.fetch_add(1, Ordering::Relaxed);
+                let verdict = hash();
+                drop(seat);
+                Some(verdict)
+            }
+        };
+        // It panics where there is no thread, and keeps what it could not start: the seat must not stay there with it.
+        let Ok(work) = catch_unwind(AssertUnwindSafe(|| spawn_blocking(work))) else {
+            drop(take(&kept));
+            *pool.refused() = Some(Instant::now());
+            return Err(Rejected::BUSY);
+        };
+        drop(kept);
         // It fails when the runtime ends.
-        work.await.map_err(|_| Rejected::INTERRUPTED)
+        work.await.ok().flatten().ok_or(Rejected::INTERRUPTED)
     }
+}
+
+fn take<T>(kept: &Mutex<Option<T>>) -> Option<T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 #[cfg(test)]
@@ -221,6 +252,31 @@ mod tests {
             waiting.await.unwrap().unwrap();
         }
         assert!(pool.seat(None).await.is_ok());
+    }
+
+    #[test]
+    fn f6_without_a_thread_there_is_no_room_and_no_seat_is_lost() {
+        let pool = HashPool::new(1, 0);
+        let runtime = |stack: usize| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .thread_stack_size(stack)
+                .build()
+                .unwrap()
+        };
+        let hash = async || pool.seat(None).await?.run(|| true).await;
+        // Each thread is refused: no machine has such a stack.
+        let without = runtime(1 << 50);
+        for _ in 0..3 {
+            assert!(without.block_on(hash()).unwrap_err().is_busy());
+            assert_eq!(pool.pool.seats.available_permits(), 1);
+            *pool.pool.refused() = None;
+        }
+        let with = runtime(1 << 20);
+        *pool.pool.refused() = Some(Instant::now());
+        assert!(with.block_on(hash()).unwrap_err().is_busy(), "not tried for a second");
+        *pool.pool.refused() = Instant::now().checked_sub(WITHOUT_THREADS);
+        assert_eq!(with.block_on(hash()), Ok(true));
     }
 
     #[tokio::test]
