@@ -223,10 +223,11 @@ where
             && let Some(stream) = &mut self.stream
         {
             match Pin::new(stream).poll_fill_buf(cx) {
-                // Who answers no further request reads this one to throw it away.
-                Poll::Ready(Ok([])) => self.keeps_alive = false,
+                // Who answers no further request reads this one to throw it away; and whoever says more than a response
+                // answers none, as far as we are concerned.
+                Poll::Ready(Ok(_)) => self.keeps_alive = false,
                 Poll::Ready(Err(_)) => self.break_off(),
-                Poll::Ready(Ok(_)) | Poll::Pending => {}
+                Poll::Pending => {}
             }
         }
         if self.owes() {

@@ -1130,6 +1130,9 @@ async fn a_response_is_told_at_once_where_the_target_has_gone() {
         ("Content-Length: 2\r\n\r\nok", "ok"),
         ("Content-Length: 0\r\n\r\n", ""),
         ("Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "2\r\nok\r\n0\r\n\r\n"),
+        // With something behind it that is no response.
+        ("Content-Length: 2\r\n\r\nok\r\n", "ok"),
+        ("Content-Length: 0\r\n\r\nsurplus", ""),
     ] {
         for leaves in [Leaves::WithItsLastWord, Leaves::Later] {
             let stage = Stage::open();
