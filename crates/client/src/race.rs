@@ -87,7 +87,7 @@ where
 
 /// How much a failure says: that this client has no room, so that another may be asked; then what it says about the
 /// target, and a host that refused was there.
-fn tells(error: &io::Error) -> u8 {
+pub(crate) fn tells(error: &io::Error) -> u8 {
     match class_of(error) {
         OpenErrClass::Overloaded => 5,
         OpenErrClass::Refused => 4,

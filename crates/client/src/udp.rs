@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::AccessLine;
 use crate::client::Shared as Client;
+use crate::race;
 use crate::relay::{End, Passed};
 use crate::reserve::Reserve;
 
@@ -101,7 +102,11 @@ impl Associations {
 impl Association {
     /// Takes a socket before there is a destination, of either family: that there is one is what a user is told.
     pub(crate) fn open(&self) -> io::Result<()> {
-        self.take_port(false, 0).or_else(|_| self.take_port(true, 0)).map(drop)
+        let port = self.take_port(false, 0).or_else(|v4| {
+            // What says more: that this client has no room, which another may have, or that it has no such family.
+            self.take_port(true, 0).map_err(|v6| if race::tells(&v6) > race::tells(&v4) { v6 } else { v4 })
+        });
+        port.map(drop)
     }
 
     /// A way to `destination` for one flow, by a port that no other flow to it has. Nobody may answer before something was

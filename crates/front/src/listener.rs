@@ -311,7 +311,7 @@ pub struct Rebind(Weak<Rebound>);
 
 impl Rebind {
     /// Puts the sockets of `other` in the place of those it has, which are closed; all else stays as it was set, and the
-    /// living go on. Users whom the kernel had connected to the old ones are received first. Nothing happens where it
+    /// living go on. Users whom the kernel had connected to the old ones are received first, as far as there are descriptors. Nothing happens where it
     /// serves no more; of several moves in a row the last one counts.
     pub fn to(&self, other: Listener) {
         if let Some(rebound) = self.0.upgrade() {
@@ -368,7 +368,7 @@ impl Sockets {
     fn replace(&mut self, sockets: Vec<TcpListener>) {
         for socket in mem::replace(&mut self.open, sockets) {
             if let Err(error) = take_all(socket, &mut self.arrived) {
-                debug!(%error, "connections to a socket that was closed are lost");
+                warn!(%error, "connections to an address that was given up are lost");
             }
         }
     }
@@ -385,6 +385,7 @@ fn take_all(socket: TcpListener, arrived: &mut VecDeque<(TcpStream, SocketAddr)>
                 arrived.push_back((TcpStream::from_std(tcp)?, source));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if is_of_one_connection(&error) => {}
             Err(error) => return Err(error),
         }
     }
