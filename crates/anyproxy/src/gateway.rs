@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -135,8 +134,7 @@ impl Bound {
             }
         }
         // Apart, so that no user's wrong logins keep clients out.
-        let (hashing, hashing_for_clients) =
-            (HashPool::default(), HashPool::one_core_in(const { NonZero::new(4).expect("not zero") }));
+        let (hashing, hashing_for_clients) = (HashPool::default(), HashPool::one_core_in(4));
         let clients = Clients::new(settings.open_timeout);
         clients.set_rules(settings.rules);
         clients.set_routes(stack::routes(settings.routes));

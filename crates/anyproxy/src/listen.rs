@@ -1,6 +1,6 @@
 //! Binding what the file says to listen on.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyproxy_config::ListenAddr;
 use anyproxy_front::{Listener, Rebind};
@@ -39,10 +39,14 @@ impl Place {
     /// Binds `wanted`, where that is another address: all of a move that may fail. Until the move is made the listener
     /// stays where it is.
     pub(crate) fn bind(&self, wanted: &ListenAddr) -> Result<Option<Move<'_>>, Failure> {
-        if *self.address.lock().unwrap_or_else(PoisonError::into_inner) == *wanted {
+        if *self.address() == *wanted {
             return Ok(None);
         }
         Ok(Some(Move { place: self, to: wanted.clone(), listener: bind(self.name, wanted)? }))
+    }
+
+    fn address(&self) -> MutexGuard<'_, ListenAddr> {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,6 +63,6 @@ impl Move<'_> {
         let Self { place, to, listener } = self;
         announce(place.name, &listener);
         place.rebind.to(listener);
-        *place.address.lock().unwrap_or_else(PoisonError::into_inner) = to;
+        *place.address() = to;
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! What changes without anybody noticing: accounts, rules, routes, limits, how clients are chosen, certificates, how long
 //! threads look for work; and where users and clients connect to: the new address is bound before the old one is closed, and
-//! one that is taken is a file that is not taken over. What a new file revokes is refused from then on: requests and logins of users, and tunnels of
-//! clients whose account is gone or may do less than before. Streams and UDP associations that live go on; an association's
-//! new destinations are judged by the new accounts and rules. Whatever else differs is named in the log and waits for a
-//! restart. A front that the file has no longer, or with accounts or TLS where it had none, or without those it had, cannot
-//! wait: such a file is not taken over.
+//! one that is taken is a file that is not taken over. What a new file revokes is refused from then on: requests and logins
+//! of users, and tunnels of clients whose account is gone or may do less than before. Streams and UDP associations that live
+//! go on; an association's new destinations are judged by the new accounts and rules. Whatever else differs is named in the
+//! log and waits for a restart. A front that the file has no longer, or with accounts or TLS where it had none, or without
+//! those it had, cannot wait: such a file is not taken over.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -17,12 +17,13 @@ use anyproxy_acl::AclHandle;
 use anyproxy_auth::AccountsHandle;
 use anyproxy_balance::BalanceHandle;
 use anyproxy_config::File;
+use anyproxy_core::run_blocking;
 use anyproxy_front::Tls;
 use anyproxy_gateway::Clients;
 use anyproxy_http::ReuseLayer;
 use anyproxy_queue::{QueueHandle, WaitHandle};
 use anyproxy_rate_limit::{BandwidthHandle, RateLimitHandle};
-use anyproxy_workers::{Workers, run_blocking};
+use anyproxy_workers::Workers;
 use arc_swap::ArcSwap;
 
 use crate::failure::Failure;

@@ -48,7 +48,7 @@ impl Reserve {
     }
 
     /// A socket that is refused for another reason, as where a process may have none of its family, says nothing about others.
-    fn judge(self, probed: io::Result<Socket>) -> io::Result<()> {
+    pub(crate) fn judge(self, probed: io::Result<Socket>) -> io::Result<()> {
         match probed {
             Ok(socket) => self.check(&socket),
             Err(error) if is_out_of_descriptors(&error) => Err(error),

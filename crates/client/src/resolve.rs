@@ -4,13 +4,10 @@ use std::io;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyproxy_core::SourcePrefix;
+use anyproxy_core::{SourcePrefix, run_blocking};
 use anyproxy_tunnel::frame::Open;
-use anyproxy_workers::run_blocking;
-use socket2::{Domain, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::race::is_out_of_descriptors;
 use crate::reserve::Reserve;
 
 /// Lookups that run at once. Each holds a thread of the runtime's blocking pool until the system gives up on it; the pool
@@ -68,7 +65,7 @@ impl Resolver {
     pub(crate) fn system() -> Self {
         Self::new(|name| match (name, 0).to_socket_addrs() {
             Ok(found) => Ok(found.map(|address| address.ip()).collect()),
-            Err(error) => Err(cause_of(error, Socket::new(Domain::IPV4, Type::DGRAM, None))),
+            Err(error) => Err(cause_of(error, Reserve::NONE.probe())),
         })
     }
 
@@ -137,10 +134,10 @@ async fn acquire(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
     places.clone().acquire_owned().await.expect("the semaphore is never closed")
 }
 
-/// Why a lookup failed, if a descriptor was asked for `afterwards`. A lookup that had none for its question says that there
+/// Why a lookup failed, if a descriptor was probed for `afterwards`. A lookup that had none for its question says that there
 /// is no such name (glibc), which would be the last word on a name that another client may find.
-fn cause_of<T>(error: io::Error, afterwards: io::Result<T>) -> io::Error {
-    afterwards.err().filter(is_out_of_descriptors).unwrap_or(error)
+fn cause_of(error: io::Error, afterwards: io::Result<()>) -> io::Error {
+    afterwards.err().unwrap_or(error)
 }
 
 /// What is likely served by the same name servers: the name without its first label, if two are left then.
@@ -232,6 +229,7 @@ mod tests {
     use std::time::Duration;
 
     use anyproxy_tunnel::frame::{HostRef, OpenErrClass};
+    use socket2::{Domain, Socket, Type};
     use tokio::task::{JoinSet, yield_now};
     use tokio::time::timeout;
 
@@ -394,8 +392,8 @@ mod tests {
     #[test]
     fn a_lookup_without_a_descriptor_does_not_mean_that_there_is_no_such_name() {
         let no_such_name = || io::Error::other("Name or service not known");
-        let class = |afterwards: io::Result<()>| class_of_lookup(&cause_of(no_such_name(), afterwards));
-        assert_eq!(class(Ok(())), OpenErrClass::Unresolved);
+        let class = |afterwards| class_of_lookup(&cause_of(no_such_name(), Reserve::NONE.judge(afterwards)));
+        assert_eq!(class(Socket::new(Domain::IPV4, Type::DGRAM, None)), OpenErrClass::Unresolved);
         for code in [libc::EMFILE, libc::ENFILE] {
             assert_eq!(class(Err(io::Error::from_raw_os_error(code))), OpenErrClass::Overloaded);
         }

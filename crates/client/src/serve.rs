@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyproxy_acl::{DecodeError, Limits, Policy};
-use anyproxy_core::FOR_EVER;
+use anyproxy_core::{FOR_EVER, run_blocking};
 use anyproxy_tunnel::frame::{GoAway, GoAwayCode, OpenErr, OpenErrClass};
 use anyproxy_tunnel::{ClientTunnel, CloseReason, KEPT_RULES, OpenRequest, Request};
-use anyproxy_workers::run_blocking;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, interval_at, sleep_until};

@@ -1,8 +1,8 @@
 use std::error::Error;
 use std::fmt;
-use std::io;
 
 use crate::Outcome;
+use crate::causes::causes;
 
 /// What a failed dial says about the member of a group that was asked: a link in an error's chain, before its
 /// [`Outcome`].
@@ -31,18 +31,7 @@ impl Fault {
     /// The fault an error names; `None` if it names none.
     #[must_use]
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
-        let mut link = Some(error);
-        while let Some(error) = link {
-            if let Some(fault) = error.downcast_ref::<Self>() {
-                return Some(*fault);
-            }
-            // As in `Outcome::of`: what an `io::Error` wraps is not its source.
-            link = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-                Some(inner) => Some(inner),
-                None => error.source(),
-            };
-        }
-        None
+        causes(error).find_map(|error| error.downcast_ref::<Self>().copied())
     }
 
     /// Whether another member may be asked: nobody has acted on the dial.
@@ -82,6 +71,8 @@ impl Error for Fault {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

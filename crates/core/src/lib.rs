@@ -18,7 +18,8 @@
 //! - [`Endpoints`]: the members of a group, as a balancer sees them; [`Fault`]: what a failed dial says about one;
 //!   [`OnlyClient`]: the one that a dial is for;
 //! - [`RulesMark`]: which rules the far end has still to apply;
-//! - [`Journal`]: what is learned about a dial on its way, for the one who writes the access line.
+//! - [`Journal`]: what is learned about a dial on its way, for the one who writes the access line;
+//! - [`run_blocking`]: work that blocks, on a machine that may have no thread left for it.
 //!
 //! The smallest dial service answers each dial with a pipe:
 //!
@@ -58,6 +59,8 @@
 //! | `buffer` | Makes a [`DialService`] of a service that cannot be cloned; costs a task and a hop through a channel for each dial. A service that fails to be ready ends it for good. |
 //! | `rate_limit` | No use: it counts for one instance, cannot be cloned, and lets users wait instead of telling them when to come again. |
 
+mod blocking;
+mod causes;
 mod credentials;
 mod datagrams;
 mod dial;
@@ -80,6 +83,7 @@ mod target;
 mod trace_parent;
 mod turn;
 
+pub use blocking::run_blocking;
 pub use credentials::{Credentials, Secret};
 pub use datagrams::{Datagrams, MAX_DATAGRAM};
 pub use dial::{Association, Dial, Network, OnlyClient};

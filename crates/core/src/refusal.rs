@@ -1,8 +1,8 @@
 use std::error::Error;
 use std::fmt;
-use std::io;
 
 use crate::Outcome;
+use crate::causes::causes;
 
 /// Which layer said no: the link of an error's chain just before its [`Outcome`].
 ///
@@ -51,24 +51,17 @@ impl Refusal {
     /// tower's time-out and load-shed count as the layers `timeout` and `load_shed`.
     #[must_use]
     pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
-        let mut link = Some(error);
-        while let Some(error) = link {
+        causes(error).find_map(|error| {
             if let Some(refusal) = error.downcast_ref::<Self>() {
                 return Some(*refusal);
             }
             if error.is::<tower::timeout::error::Elapsed>() {
                 return Some(Self::new("timeout", Outcome::of(error)));
             }
-            if error.is::<tower::load_shed::error::Overloaded>() {
-                return Some(Self::new("load_shed", Outcome::of(error)));
-            }
-            // As in `Outcome::of`: what an `io::Error` wraps is not its source.
-            link = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-                Some(inner) => Some(inner),
-                None => error.source(),
-            };
-        }
-        None
+            error
+                .is::<tower::load_shed::error::Overloaded>()
+                .then(|| Self::new("load_shed", Outcome::of(error)))
+        })
     }
 
     /// The layer.
@@ -98,6 +91,8 @@ impl Error for Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

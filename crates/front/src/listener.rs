@@ -311,8 +311,8 @@ pub struct Rebind(Weak<Rebound>);
 
 impl Rebind {
     /// Puts the sockets of `other` in the place of those it has, which are closed; all else stays as it was set, and the
-    /// living go on. Users whom the kernel had connected to the old ones are received first, as far as there are descriptors. Nothing happens where it
-    /// serves no more; of several moves in a row the last one counts.
+    /// living go on. Users whom the kernel had connected to the old ones are received first, as far as there are
+    /// descriptors. Nothing happens where it serves no more; of several moves in a row the last one counts.
     pub fn to(&self, other: Listener) {
         if let Some(rebound) = self.0.upgrade() {
             *rebound.lock() = Some(other.sockets.open);

@@ -10,8 +10,6 @@
 //!
 //! Who sits where changes what things cost, never what they do: streams are handles that work from any thread.
 //!
-//! What blocks does so elsewhere: [`run_blocking`] outlives a machine without another thread.
-//!
 //! ```
 //! use anyproxy_workers::{Pulse, Workers};
 //!
@@ -29,13 +27,11 @@
 //! # }
 //! ```
 
-mod blocking;
 mod busy_poll;
 mod crew;
 mod pulse;
 mod seat;
 
-pub use blocking::run_blocking;
 pub use busy_poll::Waits;
 pub use crew::Crew;
 pub use pulse::Pulse;

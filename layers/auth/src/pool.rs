@@ -3,23 +3,19 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::num::NonZero;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyproxy_core::{FOR_EVER, SourcePrefix};
+use anyproxy_core::{FOR_EVER, SourcePrefix, run_blocking};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::Rejected;
-
-/// How long nobody is hashed for after there was no thread to do it on.
-const WITHOUT_THREADS: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Whether the login that was polled last on this thread waits in line.
@@ -57,8 +53,6 @@ struct Pool {
     share: usize,
     sources: Mutex<HashMap<SourcePrefix, usize>>,
     hashed: AtomicU64,
-    /// When there was no thread to hash on.
-    refused: Mutex<Option<Instant>>,
 }
 
 impl HashPool {
@@ -81,7 +75,6 @@ impl HashPool {
             share: places.div_ceil(4),
             sources: Mutex::default(),
             hashed: AtomicU64::new(0),
-            refused: Mutex::new(None),
         };
         Self { pool: Arc::new(pool), patience: Self::PATIENCE }
     }
@@ -89,8 +82,8 @@ impl HashPool {
     /// One core in so many at once, at least one, and a line of 64 logins: with argon2id of 20 ms a second or so for one
     /// core.
     #[must_use]
-    pub fn one_core_in(cores: NonZero<usize>) -> Self {
-        Self::new(available_parallelism().map_or(1, NonZero::get) / cores, 64)
+    pub fn one_core_in(cores: usize) -> Self {
+        Self::new(available_parallelism().map_or(1, NonZero::get) / cores.max(1), 64)
     }
 
     /// The same room for logins that wait for `patience` at most (default: [`PATIENCE`](Self::PATIENCE)): well below
@@ -144,10 +137,6 @@ impl Pool {
     fn sources(&self) -> MutexGuard<'_, HashMap<SourcePrefix, usize>> {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn refused(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A place among those who hash or wait.
@@ -172,7 +161,7 @@ impl Drop for Place {
 impl Default for HashPool {
     /// [Half the cores](Self::one_core_in), so that a storm of logins leaves the other half to those who are in.
     fn default() -> Self {
-        Self::one_core_in(const { NonZero::new(2).expect("not zero") })
+        Self::one_core_in(2)
     }
 }
 
@@ -196,35 +185,18 @@ impl Seat {
     /// Runs `hash` on a thread that may block, and keeps the seat until it has ended: giving up waiting for it does
     /// not make it stop costing. Where the system gives no thread, and for a second after, there is no room.
     pub(crate) async fn run(self, hash: impl FnOnce() -> bool + Send + 'static) -> Result<bool, Rejected> {
-        let pool = self.place.pool.clone();
-        if pool.refused().is_some_and(|refused| refused.elapsed() < WITHOUT_THREADS) {
-            return Err(Rejected::BUSY);
-        }
-        let kept = Arc::new(Mutex::new(Some((self, hash))));
-        let work = {
-            let kept = kept.clone();
-            move || {
-                let (seat, hash) = take(&kept)?;
-                seat.place.pool.hashed.fetch_add(1, Ordering::Relaxed);
-                let verdict = hash();
-                drop(seat);
-                Some(verdict)
-            }
-        };
-        // It panics where there is no thread, and keeps what it could not start: the seat must not stay there with it.
-        let Ok(work) = catch_unwind(AssertUnwindSafe(|| spawn_blocking(work))) else {
-            drop(take(&kept));
-            *pool.refused() = Some(Instant::now());
-            return Err(Rejected::BUSY);
-        };
-        drop(kept);
-        // It fails when the runtime ends.
-        work.await.ok().flatten().ok_or(Rejected::INTERRUPTED)
+        let work = run_blocking(move || {
+            self.place.pool.hashed.fetch_add(1, Ordering::Relaxed);
+            let verdict = hash();
+            drop(self);
+            verdict
+        });
+        work.await.map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => Rejected::BUSY,
+            // The runtime has ended.
+            _ => Rejected::INTERRUPTED,
+        })
     }
-}
-
-fn take<T>(kept: &Mutex<Option<T>>) -> Option<T> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 #[cfg(test)]
@@ -267,15 +239,18 @@ mod tests {
         let hash = async || pool.seat(None).await?.run(|| true).await;
         // Each thread is refused: no machine has such a stack.
         let without = runtime(1 << 50);
-        for _ in 0..3 {
-            assert!(without.block_on(hash()).unwrap_err().is_busy());
-            assert_eq!(pool.pool.seats.available_permits(), 1);
-            *pool.pool.refused() = None;
-        }
         let with = runtime(1 << 20);
-        *pool.pool.refused() = Some(Instant::now());
-        assert!(with.block_on(hash()).unwrap_err().is_busy(), "not tried for a second");
-        *pool.pool.refused() = Instant::now().checked_sub(WITHOUT_THREADS);
+        // For a second nothing is tried: on the thread that had found none.
+        for _ in 0..3 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    assert!(without.block_on(hash()).unwrap_err().is_busy());
+                    assert_eq!(pool.pool.seats.available_permits(), 1);
+                    assert!(with.block_on(hash()).unwrap_err().is_busy(), "not tried for a second");
+                    assert_eq!(pool.pool.seats.available_permits(), 1);
+                });
+            });
+        }
         assert_eq!(with.block_on(hash()), Ok(true));
     }
 
